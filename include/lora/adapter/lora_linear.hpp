@@ -1,0 +1,357 @@
+// SPDX-License-Identifier: MIT
+// LoRA on a linear layer, Y = X W0 + s (X A) B (Hu et al., arXiv:2106.09685).
+#pragma once
+
+#include <lora/adapter/adapter.hpp>
+#include <lora/base/frozen_base.hpp>
+#include <lora/base/owned_base.hpp>
+#include <lora/base/view_base.hpp>
+#include <lora/core/error.hpp>
+#include <lora/core/factors.hpp>
+#include <lora/core/random.hpp>
+#include <lora/core/saved_state.hpp>
+#include <lora/core/scaling.hpp>
+#include <lora/init/initializer.hpp>
+#include <lora/linalg/dense.hpp>
+#include <lora/linalg/product.hpp>
+
+#include <Eigen/Core>
+
+#include <algorithm>
+#include <cmath>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace lora {
+
+/// Hyper-parameters of a LoRA layer.
+struct LoraConfig {
+  Index rank = 8;                       ///< r, in [1, min(n, m)]
+  double alpha = 16;                    ///< > 0
+  Scaling scaling = Scaling::Standard;  ///< s = alpha / r or alpha / sqrt(r)
+  double dropout = 0;                   ///< p in [0, 1): share of X that the low-rank branch does not see in training
+
+  bool operator==(const LoraConfig&) const = default;
+};
+
+/// A frozen base with trainable factors: Y = X W0 (+ bias) + s (X A) B.
+///
+/// X is b x n, Y is b x m, A is n x r, B is r x m; all activations may be strided rows. Backward from dY:
+///
+///     Q = s dY B^T,   G_A += X^T Q,   G_B += s (X A)^T dY,   dX = dY W0^T + Q A^T
+///
+/// Cost over the frozen products: 6 b r (n + m) flops a step. Never forms A B or any other n x m matrix; allocates
+/// nothing once `saved` has seen the largest batch. Starts with A = B = 0: call `initialize`, or `set_factors`.
+/// After an initializer with an offset (LoRA-GA, PiSSA) the branch is s ((X A) B - (X A0) B0).
+///
+/// `forward` and `backward` are const: one layer may run in several threads, each with a `Saved` and a gradient of its
+/// own. With the weight in a matrix that outlives the layer: `LoraLinear layer{W0, {.rank = 8}};`.
+/// \see docs/methods/lora.md
+template <FrozenBase Base>
+class LoraLinear {
+ public:
+  using Scalar = typename Base::Scalar;
+  using Saved = SavedState<Scalar>;
+
+  /// \throws ConfigError  rank outside [1, min(n, m)]; alpha not positive or not finite; dropout outside [0, 1).
+  LoraLinear(Base base, LoraConfig config)
+      : base_(std::move(base)), config_(config), scale_(checked_scale(base_, config)) {
+    factors_ = Factors<Scalar>::zero(in_features(), out_features(), config.rank);
+  }
+
+  // ---- what it is ----
+
+  Index in_features() const { return base_.rows(); }   ///< n
+  Index out_features() const { return base_.cols(); }  ///< m
+  Index rank() const { return config_.rank; }          ///< r
+  const LoraConfig& config() const { return config_; }
+  const Base& base() const { return base_; }
+  std::string describe() const {
+    std::string text = "LoRA of rank ";
+    detail::append(text, rank());
+    detail::append(text, ", scale ");
+    detail::append(text, scale());
+    return text + " on " + base_.describe();
+  }
+  bool operator==(const LoraLinear&) const requires std::equality_comparable<Base>
+  = default;
+
+  // ---- factors ----
+
+  /// Sets the factors to the initializer's start. Equal seeds give equal bits on every platform.
+  /// \throws StateError  while merged. \throws ShapeError, NumericalError  the initializer's result is unfit.
+  template <Initializer<Base> Init>
+  void initialize(const Init& init, Random& random) {
+    begin(init(base_, rank(), scale(), random));
+  }
+  /// The same for an initializer that needs the gradient G (n x m) with respect to the weight.
+  /// \throws ShapeError  the gradient is not n x m.
+  template <LinearOperator Gradient, GradientInitializer<Base, Gradient> Init>
+  void initialize(const Init& init, const Gradient& gradient, Random& random) {
+    detail::require_shape(gradient, in_features(), out_features(), "LoraLinear::initialize: gradient");
+    begin(init(base_, gradient, rank(), scale(), random));
+  }
+
+  /// The trainable pair, as a view: values can be written, shapes cannot.
+  /// \throws StateError  while merged: the base would keep the old product.
+  FactorsView<Scalar> factors() {
+    require_unmerged("factors");
+    return factors_;
+  }
+  const Factors<Scalar>& factors() const { return factors_; }
+  /// Takes over factors from elsewhere (a file, another layer).
+  /// \throws ShapeError  not n x r and r x m. \throws NumericalError  not finite. \throws StateError  while merged.
+  void set_factors(const ConstFactorsView<Scalar>& factors) {
+    require_unmerged("set_factors");
+    detail::require_factors(factors, in_features(), out_features(), rank(), "LoraLinear::set_factors:");
+    detail::require_finite(factors, "LoraLinear::set_factors:");
+    factors_ = {factors.A, factors.B};
+  }
+  /// A0 and B0 of an offset start; of rank 0 where there is none.
+  const Factors<Scalar>& initial_factors() const { return initial_; }
+
+  /// A gradient of the right shape, all zeros. `backward` adds to it; `set_zero()` clears it.
+  Factors<Scalar> zero_gradient() const { return Factors<Scalar>::zero(in_features(), out_features(), rank()); }
+
+  // ---- scale and switch ----
+
+  double scale() const { return scale_; }
+  /// Overrides s at run time (0 silences the branch, a negative s subtracts it); a forward keeps its own s for its
+  /// backward. \throws ConfigError  not finite. \throws StateError  while merged.
+  void set_scale(double scale) {
+    require_unmerged("set_scale");
+    detail::require<ConfigError>(std::isfinite(scale), "LoraLinear::set_scale: scale must be finite, got ", scale);
+    scale_ = scale;
+  }
+  void enable() { enabled_ = true; }
+  void disable() { enabled_ = false; }  ///< from now on the base alone; nothing is lost
+  bool enabled() const { return enabled_; }
+
+  /// The bias of the frozen layer (m numbers, or none to remove it), passed through and never trained.
+  /// \throws ShapeError  not m numbers.
+  void set_bias(std::span<const Scalar> bias) {
+    detail::require<ShapeError>(bias.empty() || std::ssize(bias) == out_features(),
+                                "LoraLinear::set_bias: bias must hold m = ", out_features(), " numbers, got ",
+                                bias.size());
+    bias_.assign(bias.begin(), bias.end());
+  }
+  std::span<const Scalar> bias() const { return bias_; }
+
+  // ---- the layer ----
+
+  /// Y = X W0 + bias + s (X A) B, without dropout (evaluation, or training at p = 0).
+  /// \throws ShapeError  X not b x n, Y not b x m, or Y in X's place.
+  void forward(const ConstRows<Scalar>& X, Rows<Scalar> Y, Saved& saved) const { run(X, Y, saved, nullptr); }
+
+  /// The same in training: the branch sees X with a share p of its elements dropped and the others divided by 1 - p.
+  /// Draws b n numbers from `random`, none at p = 0.
+  void forward(const ConstRows<Scalar>& X, Rows<Scalar> Y, Saved& saved, Random& random) const {
+    run(X, Y, saved, &random);
+  }
+
+  /// Adds the gradients of A and B to `gradient`, without computing dX (the first layer of a network).
+  /// \throws StateError  `saved` holds no forward of this layer; the layer is merged; a layer with dropout ran without
+  /// a generator. \throws ShapeError  dY not b x m, gradient not n x r and r x m.
+  void backward(const ConstRows<Scalar>& dY, Saved& saved, FactorsView<Scalar> gradient) const {
+    run_backward(dY, saved, gradient, nullptr);
+  }
+  /// The same, and writes dX (b x n).
+  void backward(const ConstRows<Scalar>& dY, Saved& saved, FactorsView<Scalar> gradient, Rows<Scalar> dX) const {
+    detail::require_shape(dX, saved.tokens, in_features(), "LoraLinear::backward: dX");
+    run_backward(dY, saved, gradient, &dX);
+  }
+
+  // ---- the layer as an operator: no bias, no dropout; allocates b x r scratch ----
+
+  Index rows() const { return in_features(); }
+  Index cols() const { return out_features(); }
+  void multiply(const ConstRows<Scalar>& X, Rows<Scalar> Y) const {
+    base_.multiply(X, Y);
+    if (!active()) return;
+    Saved saved;
+    add_branch(X, Y, saved);
+  }
+  void multiply_transposed(const ConstRows<Scalar>& dY, Rows<Scalar> dX) const {
+    base_.multiply_transposed(dY, dX);
+    if (!active()) return;
+    Saved saved;
+    add_branch_transposed(dY, scale_, saved, dX);
+  }
+
+  // ---- merging ----
+
+  /// The low-rank difference to the base as an ordinary pair: (A, B), after an offset start ([A A0], [B; -B0]) of rank
+  /// 2r. The layer's weight is W0 + scale() A B of this pair, for the base as it was given.
+  Factors<Scalar> delta() const {
+    if (initial_.rank() == 0) return factors_;
+    auto both = Factors<Scalar>::zero(in_features(), out_features(), 2 * rank());
+    both.A << factors_.A, initial_.A;
+    both.B << factors_.B, -initial_.B;
+    return both;
+  }
+  /// W0 + s A B (n x m), in memory of its own.
+  ColMatrix<Scalar> merged_weight() const {
+    ColMatrix<Scalar> weight = to_dense(base_);
+    if (merged()) return weight;
+    const auto change = delta();
+    add_product(weight, scale_, change.A, change.B);
+    return weight;
+  }
+  /// Puts the adapter into the owned base, so that forward costs the base product alone. Training needs `unmerge`.
+  /// \throws StateError  merged already.
+  void merge() {
+    static_assert(MergeableBase<Base>,
+                  "lora: merge needs a base that owns its weight (OwnedBase); a view is never written");
+    base_.merge(delta(), scale_);
+  }
+  /// Restores the base bit for bit.
+  /// \throws StateError  not merged.
+  void unmerge() {
+    static_assert(MergeableBase<Base>, "lora: unmerge needs a base that owns its weight (OwnedBase)");
+    base_.unmerge();
+  }
+  bool merged() const {
+    if constexpr (MergeableBase<Base>) return base_.merged();
+    return false;
+  }
+
+ private:
+  using Branch = typename Saved::Branch;
+
+  static double checked_scale(const Base& base, const LoraConfig& config) {
+    const Index most = std::min(Index{base.rows()}, Index{base.cols()});
+    detail::require<ConfigError>(config.rank >= 1 && config.rank <= most,
+                                 "LoraLinear: rank must lie in [1, min(n, m)] = [1, ", most, "], got ", config.rank);
+    detail::require<ConfigError>(std::isfinite(config.alpha) && config.alpha > 0,
+                                 "LoraLinear: alpha must be positive and finite, got ", config.alpha);
+    detail::require<ConfigError>(config.dropout >= 0 && config.dropout < 1,
+                                 "LoraLinear: dropout must lie in [0, 1), got ", config.dropout);
+    return lora::scale(config.alpha, config.rank, config.scaling);
+  }
+
+  void require_unmerged(const char* function) const {
+    detail::require<StateError>(!merged(), "LoraLinear::", function, ": unmerge first, got a merged layer");
+  }
+  bool active() const { return enabled_ && !merged(); }
+
+  void begin(Start<Scalar> start) {
+    require_unmerged("initialize");
+    const ConstFactorsView<Scalar> factors(start.factors);
+    detail::require_factors(factors, in_features(), out_features(), rank(), "LoraLinear::initialize: start");
+    detail::require_finite(factors, "LoraLinear::initialize: start");
+    initial_ = start.offset == Offset::SubtractInitial ? start.factors : Factors<Scalar>();
+    factors_ = std::move(start.factors);
+  }
+
+  void run(const ConstRows<Scalar>& X, Rows<Scalar> Y, Saved& saved, Random* random) const {
+    detail::require<ShapeError>(X.cols() == in_features(), "LoraLinear::forward: X must be b x n = b x ", in_features(),
+                                ", got ", detail::shape(X));
+    detail::require_shape(Y, X.rows(), out_features(), "LoraLinear::forward: Y");
+    detail::require<ShapeError>(X.size() == 0 || X.data() != Y.data(),
+                                "LoraLinear::forward: Y must not lie in X's memory, got the same address");
+    base_.multiply(X, Y);
+    if (!bias_.empty()) Y.rowwise() += Eigen::Map<const Eigen::RowVectorX<Scalar>>(bias_.data(), out_features());
+    saved.tokens = X.rows();
+    saved.X = X.data();
+    saved.X_stride = X.outerStride();
+    saved.scale = scale_;
+    saved.branch = Branch::Off;
+    if (!active()) return;
+    if (random != nullptr && config_.dropout > 0) {
+      draw_mask(saved, *random);
+      add_branch(apply_mask(X, saved), Y, saved);
+      saved.branch = Branch::Dropped;
+    } else {
+      add_branch(X, Y, saved);
+      saved.branch = Branch::Plain;
+    }
+  }
+
+  void run_backward(const ConstRows<Scalar>& dY, Saved& saved, FactorsView<Scalar> gradient, Rows<Scalar>* dX) const {
+    detail::require<StateError>(saved.branch != Branch::NoForward && saved.P.view().cols() == expected_rank(saved),
+                                "LoraLinear::backward: needs the saved state of a forward of this layer, got none");
+    detail::require<StateError>(!merged(), "LoraLinear::backward: unmerge before training, got a merged layer");
+    detail::require<StateError>(config_.dropout == 0 || saved.branch != Branch::Plain,
+                                "LoraLinear::backward: training with dropout needs forward(X, Y, saved, random), got a "
+                                "forward without a generator");
+    detail::require_shape(dY, saved.tokens, out_features(), "LoraLinear::backward: dY");
+    detail::require_factors(ConstFactorsView<Scalar>(gradient), in_features(), out_features(), rank(),
+                            "LoraLinear::backward: gradient");
+    if (dX != nullptr) base_.multiply_transposed(dY, *dX);
+    if (saved.branch == Branch::Off) return;
+
+    const bool dropped = saved.branch == Branch::Dropped;
+    const auto X = saved.input(in_features());
+    auto Q = saved.Q.reshape(saved.tokens, rank());
+    set_product(Q, saved.scale, dY, factors_.B.transpose());
+    add_product(gradient.A, 1, (dropped ? apply_mask(X, saved) : X).transpose(), Q);
+    add_product(gradient.B, 1, saved.P.view().transpose(), dY);
+    if (dX == nullptr) return;
+    if (dropped) {
+      auto branch = saved.masked.view();
+      branch.setZero();
+      add_branch_transposed(dY, saved.scale, saved, branch);
+      dX->array() += branch.array() * saved.mask.view().array();
+    } else {
+      add_branch_transposed(dY, saved.scale, saved, *dX);
+    }
+  }
+
+  Index expected_rank(const Saved& saved) const { return saved.branch == Branch::Off ? saved.P.view().cols() : rank(); }
+
+  /// Y += s (X A) B - s (X A0) B0; leaves P = s X A in `saved`.
+  void add_branch(const ConstRows<Scalar>& X, Rows<Scalar>& Y, Saved& saved) const {
+    auto P = saved.P.reshape(X.rows(), rank());
+    set_product(P, scale_, X, factors_.A);
+    add_product(Y, 1, P, factors_.B);
+    if (initial_.rank() == 0) return;
+    auto P0 = saved.Q.reshape(X.rows(), rank());
+    set_product(P0, scale_, X, initial_.A);
+    add_product(Y, -1, P0, initial_.B);
+  }
+  /// dX += s dY (A B - A0 B0)^T.
+  void add_branch_transposed(const ConstRows<Scalar>& dY, double scale, Saved& saved, Rows<Scalar>& dX) const {
+    auto Q = saved.Q.reshape(dY.rows(), rank());
+    set_product(Q, scale, dY, factors_.B.transpose());
+    add_product(dX, 1, Q, factors_.A.transpose());
+    if (initial_.rank() == 0) return;
+    set_product(Q, scale, dY, initial_.B.transpose());
+    add_product(dX, -1, Q, initial_.A.transpose());
+  }
+
+  void draw_mask(Saved& saved, Random& random) const {
+    const auto kept = static_cast<Scalar>(1 / (1 - config_.dropout));
+    for (Scalar& factor : saved.mask.reshape(saved.tokens, in_features()).template reshaped<Eigen::RowMajor>()) {
+      factor = random.uniform() < config_.dropout ? Scalar{0} : kept;
+    }
+  }
+  static ConstRows<Scalar> apply_mask(const ConstRows<Scalar>& X, Saved& saved) {
+    auto masked = saved.masked.reshape(X.rows(), X.cols());
+    masked = X.cwiseProduct(saved.mask.view());
+    return masked;
+  }
+
+  Base base_;
+  LoraConfig config_;
+  double scale_;
+  Factors<Scalar> factors_, initial_;
+  std::vector<Scalar> bias_;
+  bool enabled_ = true;
+};
+
+// A matrix that outlives the layer is viewed, a temporary one is taken over.
+template <Real Scalar, int Order>
+LoraLinear(const Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Order>&, LoraConfig)
+    -> LoraLinear<ViewBase<Scalar, Order>>;
+template <Real Scalar, int Order>
+LoraLinear(Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Order>&, LoraConfig)
+    -> LoraLinear<ViewBase<Scalar, Order>>;
+template <Real Scalar, int Order>
+LoraLinear(Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Order>&&, LoraConfig)
+    -> LoraLinear<OwnedBase<Scalar, Order>>;
+
+static_assert(Adapter<LoraLinear<ViewBase<float>>> && FrozenBase<LoraLinear<ViewBase<float>>>);
+
+}  // namespace lora
