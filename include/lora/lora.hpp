@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: MIT
+// All of the library. Each room may also be included on its own.
+#pragma once
+
+// core: the values
+#include <lora/core/buffer.hpp>
+#include <lora/core/error.hpp>
+#include <lora/core/factors.hpp>
+#include <lora/core/finite.hpp>
+#include <lora/core/matrix.hpp>
+#include <lora/core/random.hpp>
+#include <lora/core/saved_state.hpp>
+#include <lora/core/scaling.hpp>
+#include <lora/core/views.hpp>
+#include <lora/version.hpp>
+
+// linalg: matrices known by their products
+#include <lora/linalg/dense.hpp>
+#include <lora/linalg/linear_operator.hpp>
+#include <lora/linalg/product.hpp>
+
+// base: what W0 may be
+#include <lora/base/callback_base.hpp>
+#include <lora/base/frozen_base.hpp>
+#include <lora/base/owned_base.hpp>
+#include <lora/base/view_base.hpp>
+
+// init: how factors start
+#include <lora/init/gaussian.hpp>
+#include <lora/init/initializer.hpp>
+#include <lora/init/kaiming_uniform.hpp>
+#include <lora/init/zeros.hpp>
+
+// optim: how factors move
+#include <lora/optim/adamw.hpp>
+#include <lora/optim/clip.hpp>
+#include <lora/optim/factor_optimizer.hpp>
+#include <lora/optim/full_fine_tuning.hpp>
+#include <lora/optim/lanes.hpp>
+#include <lora/optim/optimizer.hpp>
+#include <lora/optim/per_factor.hpp>
+#include <lora/optim/schedule.hpp>
+#include <lora/optim/sgd.hpp>
+#include <lora/optim/update_rule.hpp>
+
+// adapter: layers with factors
+#include <lora/adapter/adapter.hpp>
+#include <lora/adapter/lora_linear.hpp>

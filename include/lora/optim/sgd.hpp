@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: MIT
+// Stochastic gradient descent with momentum and Nesterov's look-ahead (Sutskever et al., ICML 2013).
+#pragma once
+
+#include <lora/core/error.hpp>
+#include <lora/optim/update_rule.hpp>
+
+#include <Eigen/Core>
+
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+namespace lora {
+
+/// d = g + decay p;  u <- momentum u + d (u = d at first);  p <- p - rate lr (u, or d + momentum u with Nesterov).
+///
+/// State: as many scalars as the parameter with momentum, none without. PyTorch's `torch.optim.SGD` at dampening 0.
+struct Sgd {
+  enum class Momentum { Heavy, Nesterov };
+
+  double learning_rate = 1e-2;  ///< >= 0
+  double momentum = 0;          ///< in [0, 1)
+  Momentum kind = Momentum::Heavy;
+  double weight_decay = 0;  ///< >= 0; an L2 term in the gradient, so it passes through the momentum
+
+  template <Real Scalar>
+  struct State {
+    ColMatrix<Scalar> velocity;  ///< empty without momentum
+    std::int64_t steps = 0;
+    friend bool operator==(const State& left, const State& right) {
+      return left.steps == right.steps && detail::same_values(left.velocity, right.velocity);
+    }
+  };
+
+  void check() const {
+    detail::require<ConfigError>(std::isfinite(learning_rate) && learning_rate >= 0,
+                                 "Sgd: learning_rate must be finite and not negative, got ", learning_rate);
+    detail::require<ConfigError>(momentum >= 0 && momentum < 1, "Sgd: momentum must lie in [0, 1), got ", momentum);
+    detail::require<ConfigError>(kind == Momentum::Heavy || momentum > 0,
+                                 "Sgd: Nesterov needs a momentum above 0, got ", momentum);
+    detail::require<ConfigError>(std::isfinite(weight_decay) && weight_decay >= 0,
+                                 "Sgd: weight_decay must be finite and not negative, got ", weight_decay);
+  }
+
+  template <Real Scalar>
+  State<Scalar> init(Index rows, Index cols) const {
+    State<Scalar> state;
+    if (momentum > 0) state.velocity = ColMatrix<Scalar>::Zero(rows, cols);
+    return state;
+  }
+
+  template <Real Scalar>
+  void step(State<Scalar>& state, const std::type_identity_t<Columns<Scalar>>& parameter,
+            const std::type_identity_t<ConstColumns<Scalar>>& gradient, double rate) const {
+    const auto lr = static_cast<Scalar>(rate * learning_rate);
+    const auto mu = static_cast<Scalar>(momentum);
+    const auto decay = static_cast<Scalar>(weight_decay);
+    const bool first = state.steps++ == 0;
+    detail::for_each_lanes(parameter, gradient, [&](Scalar* to, const Scalar* from, Index offset, Index count) {
+      using Lanes = detail::Lanes<Scalar>;
+      const Lanes p = detail::load(to, count);
+      const Lanes d = detail::load(from, count) + decay * p;
+      if (momentum == 0) {
+        detail::store<Scalar>(p - lr * d, to, count);
+        return;
+      }
+      Scalar* velocity = state.velocity.data() + offset;
+      const Lanes u = first ? d : Lanes(mu * detail::load(velocity, count) + d);
+      detail::store(u, velocity, count);
+      detail::store<Scalar>(p - lr * (kind == Momentum::Nesterov ? Lanes(d + mu * u) : u), to, count);
+    });
+  }
+};
+
+static_assert(UpdateRule<Sgd, float> && UpdateRule<Sgd, double>);
+
+}  // namespace lora
