@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: MIT
+# Runs PROGRAM, keeps its standard output in ACTUAL and compares that with the file EXPECTED.
+execute_process(COMMAND ${PROGRAM} OUTPUT_FILE ${ACTUAL} RESULT_VARIABLE result)
+if(NOT result EQUAL 0)
+  message(FATAL_ERROR "${PROGRAM} ended with ${result}")
+endif()
+execute_process(COMMAND ${CMAKE_COMMAND} -E compare_files ${EXPECTED} ${ACTUAL} RESULT_VARIABLE differ)
+if(differ)
+  set(expected "(no such file)")
+  if(EXISTS ${EXPECTED})
+    file(READ ${EXPECTED} expected)
+  endif()
+  file(READ ${ACTUAL} actual)
+  message("---- expected: ${EXPECTED}\n${expected}\n---- actual: ${ACTUAL}\n${actual}\n----")
+  message(FATAL_ERROR "the output differs")
+endif()

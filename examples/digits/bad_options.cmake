@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: MIT
+# Each wrong command line must end with a status that is not 0 and a message that names the fault.
+function(refused message)
+  execute_process(COMMAND ${PROGRAM} ${ARGN} OUTPUT_VARIABLE printed ERROR_VARIABLE printed RESULT_VARIABLE status)
+  if(status EQUAL 0 OR NOT printed MATCHES "${message}")
+    message(FATAL_ERROR "expected a refusal that says '${message}', got status ${status} and:\n${printed}")
+  endif()
+endfunction()
+refused("--rank: Value 0 not in range" --rank 0)
+refused("--rank: Value 11 not in range" --rank 11)
+refused("--alpha" --alpha -1)
+refused("--warmup: must be smaller than --steps" --warmup 60 --steps 60)
+refused("unknown method 'dora'. there are lora, lora\\+, full" --methods dora)
+refused("cannot open the data file no-such-file.csv" --data no-such-file.csv)
+refused("CMakeLists.txt:1: expected small integers between commas" --data ${CMAKE_CURRENT_LIST_DIR}/CMakeLists.txt)

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: MIT
+// The main demo: a network that knows the digits 0-4 learns 5-9, by every method at its own tuned learning rate.
+
+#include "report.hpp"
+
+#include <CLI/CLI.hpp>
+
+#include <chrono>
+#include <exception>
+#include <iostream>
+#include <set>
+
+namespace {
+
+using namespace digits;
+
+struct Options {
+  Settings settings;
+  std::filesystem::path data = DIGITS_DATA, out = "digits-results";
+  std::vector<std::string> methods;
+  std::vector<std::string> bounds;
+};
+
+/// Reads the command line; a stranger should understand `--help`.
+Options parse(CLI::App& app, int argc, char** argv) {
+  Options options;
+  Settings& settings = options.settings;
+  bool quick = false;
+  app.add_option("--seeds", settings.seeds, "final runs of each method, each with its own start and order of batches")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  app.add_option("--steps", settings.steps, "optimizer steps of a run")
+      ->capture_default_str()
+      ->check(CLI::Range(2, 100000));
+  app.add_option("--warmup", settings.warmup, "steps of linear warm-up before the cosine")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 99999));
+  app.add_option("--batch", settings.batch, "images in a batch")->capture_default_str()->check(CLI::Range(1, 700));
+  app.add_option("--rank", settings.rank, "rank r of the adapters")->capture_default_str()->check(CLI::Range(1, 10));
+  app.add_option("--alpha", settings.alpha, "the adapters' scale is alpha / sqrt(rank)")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  app.add_option("--methods", options.methods,
+                 "only these, by key (lora, lora+, full); lora always runs, as the yardstick")
+      ->delimiter(',');
+  app.add_option("--data", options.data, "the digits as CSV: 64 pixels 0..16 and the class a line")
+      ->capture_default_str();
+  app.add_option("--out", options.out, "folder for the CSV files and the plot; made if missing")->capture_default_str();
+  app.add_option("--require", options.bounds,
+                 "KEY=SHARE: fail unless that method needs at most this share of LoRA's steps (a regression check)")
+      ->delimiter(',');
+  app.add_flag("--quick", quick, "a coarse sweep over 2 seeds, then 2 final seeds: for a first look or a test");
+  app.parse(argc, argv);
+  if (quick) {
+    settings.seeds = 2;
+    settings.sweep_seeds = 2;
+    settings.rates_per_decade = 3;
+  }
+  if (settings.warmup >= settings.steps) throw CLI::ValidationError("--warmup", "must be smaller than --steps");
+  return options;
+}
+
+std::vector<Method> chosen(const std::vector<Method>& methods, const std::vector<std::string>& keys) {
+  std::set<std::string> wanted(keys.begin(), keys.end());
+  std::vector<Method> result;
+  std::string known;
+  for (const auto& method : methods) {
+    known += (known.empty() ? "" : ", ") + method.key;
+    if (wanted.erase(method.key) > 0 || keys.empty() || result.empty()) result.push_back(method);
+  }
+  if (!wanted.empty())
+    throw CLI::ValidationError("--methods", "unknown method '" + *wanted.begin() + "'; there are " + known);
+  return result;
+}
+
+Result compare(const Method& method, const Settings& settings, Progress& progress) {
+  Result result{.method = &method, .sweep = {}, .rate = 0, .runs = {}, .steps_to_lora = {}};
+  progress.begin(method.name + ", tuning the rate", settings.rates_per_decade + 5);
+  result.sweep = tune(method, settings, [&] { progress.tick(); });
+  result.rate = best_rate(result.sweep);
+  progress.end(std::to_string(result.sweep.size()) + " rates from " + rate_text(result.sweep.begin()->first) + " to " +
+               rate_text(result.sweep.rbegin()->first) + ", best " + rate_text(result.rate));
+  progress.begin(method.name + ", final runs", settings.seeds);
+  for (int seed = 0; seed < settings.seeds; ++seed) {
+    result.runs.push_back(method.run(result.rate, static_cast<std::uint64_t>(seed), Record::EveryStep));
+    progress.tick();
+  }
+  progress.end("training loss " + with_spread(over_seeds(result, [](const Run& run) { return run.final_loss(); }), 4));
+  return result;
+}
+
+/// Throws where a method took a larger share of LoRA's steps than `KEY=SHARE` allows.
+void enforce(const std::vector<std::string>& bounds, const std::vector<Result>& results) {
+  for (const auto& bound : bounds) {
+    const auto equals = bound.find('=');
+    const auto result = std::find_if(results.begin(), results.end(), [&](const Result& candidate) {
+      return candidate.method->key == bound.substr(0, equals);
+    });
+    if (equals == std::string::npos || result == results.end())
+      throw CLI::ValidationError("--require", "expected KEY=SHARE of a method that runs, got '" + bound + "'");
+    const double most = std::stod(bound.substr(equals + 1)), share = share_of_lora(results.front(), *result);
+    if (!(share <= most)) throw std::runtime_error("--require " + bound + ": the share is " + std::to_string(share));
+  }
+}
+
+void demonstrate(const Options& options) {
+  const auto started = std::chrono::steady_clock::now();
+  std::filesystem::create_directories(options.out);
+  Progress progress;
+  const auto all = load(options.data);
+  const Task known = make_task(all, 0, 4), unknown = make_task(all, 5, 9);
+
+  progress.begin("pre-training 64-256-256-10 on digits 0-4", 1);
+  Base base = pretrain(known);
+  const auto before = base.evaluate(known.test);
+  progress.end("accuracy on unseen images " + with_spread({before.accuracy, 0}, 3).substr(0, 5));
+
+  const auto methods = chosen(all_methods(base, unknown, options.settings), options.methods);
+  std::vector<Result> results;
+  for (const auto& method : methods) results.push_back(compare(method, options.settings, progress));
+  for (auto& result : results) measure_against(results.front(), result);
+
+  const auto& settings = options.settings;
+  std::cout << "\nDigits 5-9 from a network for 0-4: " << settings.steps << " steps of batch " << settings.batch
+            << ", rank " << settings.rank << ", alpha " << settings.alpha << " rank-stabilised, " << settings.seeds
+            << " seeds, each method at its tuned rate.\nMean +- standard deviation; losses over all "
+            << unknown.train.size() << " training and " << unknown.test.size() << " unseen images.\n\n";
+  print_table(std::cout, results);
+  std::cout << "\nMean training loss (logarithmic)\n";
+  print_chart(std::cout, results);
+  write_csv(options.out, results);
+  const auto plot = write_plot(options.out, results);
+  std::cout << "\nwritten: " << (options.out / "summary.csv").string() << ", sweep.csv, curves.csv";
+  if (plot.empty()) {
+    std::cout << "\n(no plot: gnuplot is not installed; `gnuplot loss.gp` in that folder makes it later)\n";
+  } else {
+    std::cout << " and the plot " << plot.string() << "\n";
+  }
+  const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - started;
+  std::cerr << "took " << std::lround(taken.count()) << " s\n";
+  enforce(options.bounds, results);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{
+      "A small network that was trained on the handwritten digits 0-4 is adapted to 5-9 by LoRA, LoRA+ and full\n"
+      "fine-tuning. Each method first finds its own best learning rate, then runs with several seeds. The end is a\n"
+      "table, CSV files and a plot of the loss curves."};
+  try {
+    demonstrate(parse(app, argc, argv));
+    return 0;
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error);
+  } catch (const std::exception& error) {
+    std::cerr << "digits: " << error.what() << "\n";
+    return 1;
+  }
+}
