@@ -84,12 +84,14 @@ class LoraLinear {
   /// \throws StateError  while merged. \throws ShapeError, NumericalError  the initializer's result is unfit.
   template <Initializer<Base> Init>
   void initialize(const Init& init, Random& random) {
+    require_unmerged("initialize");
     begin(init(base_, rank(), scale(), random));
   }
   /// The same for an initializer that needs the gradient G (n x m) with respect to the weight.
   /// \throws ShapeError  the gradient is not n x m.
   template <LinearOperator Gradient, GradientInitializer<Base, Gradient> Init>
   void initialize(const Init& init, const Gradient& gradient, Random& random) {
+    require_unmerged("initialize");
     detail::require_shape(gradient, in_features(), out_features(), "LoraLinear::initialize: gradient");
     begin(init(base_, gradient, rank(), scale(), random));
   }
@@ -107,7 +109,8 @@ class LoraLinear {
     require_unmerged("set_factors");
     detail::require_factors(factors, in_features(), out_features(), rank(), "LoraLinear::set_factors:");
     detail::require_finite(factors, "LoraLinear::set_factors:");
-    factors_ = {factors.A, factors.B};
+    factors_.A = factors.A;
+    factors_.B = factors.B;
   }
   /// A0 and B0 of an offset start; of rank 0 where there is none.
   const Factors<Scalar>& initial_factors() const { return initial_; }
@@ -157,9 +160,8 @@ class LoraLinear {
   void backward(const ConstRows<Scalar>& dY, Saved& saved, FactorsView<Scalar> gradient) const {
     run_backward(dY, saved, gradient, nullptr);
   }
-  /// The same, and writes dX (b x n).
+  /// The same, and writes dX (b x n). \throws ShapeError  dX not b x n, or in X's or dY's place.
   void backward(const ConstRows<Scalar>& dY, Saved& saved, FactorsView<Scalar> gradient, Rows<Scalar> dX) const {
-    detail::require_shape(dX, saved.tokens, in_features(), "LoraLinear::backward: dX");
     run_backward(dY, saved, gradient, &dX);
   }
 
@@ -237,7 +239,6 @@ class LoraLinear {
   bool active() const { return enabled_ && !merged(); }
 
   void begin(Start<Scalar> start) {
-    require_unmerged("initialize");
     const ConstFactorsView<Scalar> factors(start.factors);
     detail::require_factors(factors, in_features(), out_features(), rank(), "LoraLinear::initialize: start");
     detail::require_finite(factors, "LoraLinear::initialize: start");
@@ -254,6 +255,7 @@ class LoraLinear {
     base_.multiply(X, Y);
     if (!bias_.empty()) Y.rowwise() += Eigen::Map<const Eigen::RowVectorX<Scalar>>(bias_.data(), out_features());
     saved.tokens = X.rows();
+    saved.in_features = X.cols();
     saved.X = X.data();
     saved.X_stride = X.outerStride();
     saved.scale = scale_;
@@ -270,7 +272,8 @@ class LoraLinear {
   }
 
   void run_backward(const ConstRows<Scalar>& dY, Saved& saved, FactorsView<Scalar> gradient, Rows<Scalar>* dX) const {
-    detail::require<StateError>(saved.branch != Branch::NoForward && saved.P.view().cols() == expected_rank(saved),
+    detail::require<StateError>(saved.branch != Branch::NoForward && saved.in_features == in_features() &&
+                                    saved.P.view().cols() == expected_rank(saved),
                                 "LoraLinear::backward: needs the saved state of a forward of this layer, got none");
     detail::require<StateError>(!merged(), "LoraLinear::backward: unmerge before training, got a merged layer");
     detail::require<StateError>(config_.dropout == 0 || saved.branch != Branch::Plain,
@@ -279,7 +282,12 @@ class LoraLinear {
     detail::require_shape(dY, saved.tokens, out_features(), "LoraLinear::backward: dY");
     detail::require_factors(ConstFactorsView<Scalar>(gradient), in_features(), out_features(), rank(),
                             "LoraLinear::backward: gradient");
-    if (dX != nullptr) base_.multiply_transposed(dY, *dX);
+    if (dX != nullptr) {
+      detail::require_shape(*dX, saved.tokens, in_features(), "LoraLinear::backward: dX");
+      detail::require<ShapeError>(dX->size() == 0 || (dX->data() != saved.X && dX->data() != dY.data()),
+                                  "LoraLinear::backward: dX must not lie in X's or dY's memory, got the same address");
+      base_.multiply_transposed(dY, *dX);
+    }
     if (saved.branch == Branch::Off) return;
 
     const bool dropped = saved.branch == Branch::Dropped;

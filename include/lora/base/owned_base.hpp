@@ -61,7 +61,8 @@ class OwnedBase {
     return detail::describe_base<Scalar>("owned", rows(), cols(), detail::storage_name(Order));
   }
   friend bool operator==(const OwnedBase& left, const OwnedBase& right) {
-    return left.merged_ == right.merged_ && detail::same_values(left.weight_, right.weight_);
+    return left.merged_ == right.merged_ && detail::same_values(left.weight_, right.weight_) &&
+           detail::same_values(left.original_, right.original_);
   }
 
  private:

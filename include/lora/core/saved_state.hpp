@@ -24,6 +24,7 @@ struct SavedState {
   Branch branch = Branch::NoForward;
   double scale = 0;           ///< the s of the forward
   Index tokens = 0;           ///< b
+  Index in_features = 0;      ///< n
   const Scalar* X = nullptr;  ///< where the activations are (b x n)
   Index X_stride = 0;
   Buffer<Scalar> P;       ///< s X A (b x r)

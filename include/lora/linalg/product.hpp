@@ -7,6 +7,7 @@
 
 #include <Eigen/Core>
 
+#include <algorithm>
 #include <type_traits>
 
 namespace lora {
@@ -35,6 +36,21 @@ class PackingSpace : public Eigen::internal::level3_blocking<Scalar, Scalar> {
   }
 };
 
+/// Throws ShapeError unless Y fits L R; `call` as in "add_product: Y += L R".
+template <class Result, class Left, class Right>
+void require_product(const Result& Y, const Left& L, const Right& R, const char* call) {
+  require<ShapeError>(L.cols() == R.rows() && Y.rows() == L.rows() && Y.cols() == R.cols(), call,
+                      " needs fitting sizes, got Y ", shape(Y), ", L ", shape(L), ", R ", shape(R));
+}
+
+/// y += alpha L R where L is a row or R a column: Eigen's matrix-vector kernel, called directly because it would miss the
+/// factor of `(alpha * L) * R` and copy L to the heap. A vector that may have gaps it copies still, to the stack if short.
+template <class Vector, Real Scalar, class Left, class Right>
+void add_vector_product(Vector y, Scalar alpha, const Eigen::MatrixBase<Left>& L, const Eigen::MatrixBase<Right>& R) {
+  Eigen::internal::generic_product_impl<Left, Right, Eigen::DenseShape, Eigen::DenseShape,
+                                        Eigen::GemvProduct>::scaleAndAddTo(y, L.derived(), R.derived(), alpha);
+}
+
 }  // namespace detail
 
 /// Y += alpha L R, with L (b x k), R (k x c), Y (b x c) in memory, any storage orders; Y overlaps neither factor.
@@ -50,18 +66,24 @@ void add_product(Result&& Y, double alpha, const Left& L, const Right& R) {
   static_assert(std::is_same_v<Scalar, typename Right::Scalar> && std::is_same_v<Scalar, typename Target::Scalar>,
                 "lora: the factors and the result of a product share one scalar type");
   constexpr auto order = [](bool row_major) { return row_major ? int{Eigen::RowMajor} : int{Eigen::ColMajor}; };
-  detail::require<ShapeError>(L.cols() == R.rows() && Y.rows() == L.rows() && Y.cols() == R.cols(),
-                              "add_product: Y += L R needs fitting sizes, got Y ", detail::shape(Y), ", L ",
-                              detail::shape(L), ", R ", detail::shape(R));
+  detail::require_product(Y, L, R, "add_product: Y += L R");
   if (Y.size() == 0 || L.cols() == 0) return;
   const auto factor = static_cast<Scalar>(alpha);
-  // Vectors and tiny products have kernels of their own in Eigen, and none of them packs.
-  const bool vector_or_tiny = Y.rows() == 1 || Y.cols() == 1 || Y.rows() + Y.cols() + L.cols() < 20;
-  if (vector_or_tiny || Eigen::nbThreads() > 1) {
+  constexpr bool row_major = bool(Target::IsRowMajor);
+  const bool tiny = Y.rows() + Y.cols() + L.cols() < 20;  // Eigen's own limit, below which it does not pack
+  const bool short_enough = std::max(Y.size(), L.cols()) * Index{sizeof(Scalar)} <= EIGEN_STACK_ALLOCATION_LIMIT;
+  if (!tiny && Y.rows() == 1 && (short_enough || (row_major && Left::IsRowMajor))) {
+    detail::add_vector_product(Y.row(0), factor, L.row(0), R);
+    return;
+  }
+  if (!tiny && Y.cols() == 1 && (short_enough || !(row_major || Right::IsRowMajor))) {
+    detail::add_vector_product(Y.col(0), factor, L, R.col(0));
+    return;
+  }
+  if (tiny || Eigen::nbThreads() > 1) {
     Y.noalias() += (factor * L) * R;
     return;
   }
-  constexpr bool row_major = bool(Target::IsRowMajor);
   detail::PackingSpace<Scalar> space(row_major ? Y.cols() : Y.rows(), row_major ? Y.rows() : Y.cols(), L.cols());
   Eigen::internal::general_matrix_matrix_product<Index, Scalar, order(Left::IsRowMajor), false, Scalar,
                                                  order(Right::IsRowMajor), false, order(row_major),
@@ -73,6 +95,7 @@ void add_product(Result&& Y, double alpha, const Left& L, const Right& R) {
 /// Y = alpha L R; see `add_product`.
 template <class Result, class Left, class Right>
 void set_product(Result&& Y, double alpha, const Left& L, const Right& R) {
+  detail::require_product(Y, L, R, "set_product: Y = L R");
   Y.setZero();
   add_product(Y, alpha, L, R);
 }

@@ -55,25 +55,24 @@ struct AdamW {
   template <Real Scalar>
   void step(State<Scalar>& state, const std::type_identity_t<Columns<Scalar>>& parameter,
             const std::type_identity_t<ConstColumns<Scalar>>& gradient, double rate) const {
+    using Lanes = detail::Lanes<Scalar>;
     const auto t = static_cast<double>(++state.steps);
     const double lr = rate * learning_rate;
-    const auto b1 = static_cast<Scalar>(beta1), b2 = static_cast<Scalar>(beta2);
-    const auto one_b1 = static_cast<Scalar>(1 - beta1), one_b2 = static_cast<Scalar>(1 - beta2);
-    const auto size = static_cast<Scalar>(lr / (1 - std::pow(beta1, t)));
-    const auto correction = static_cast<Scalar>(1 / std::sqrt(1 - std::pow(beta2, t)));
-    const auto eps = static_cast<Scalar>(epsilon);
-    const auto keep = static_cast<Scalar>(1 - lr * weight_decay);
-    detail::for_each_lanes(parameter, gradient, [&](Scalar* to, const Scalar* from, Index offset, Index count) {
-      using Lanes = detail::Lanes<Scalar>;
+    const auto b1 = Lanes::all(beta1), one_b1 = Lanes::all(1 - beta1);
+    const auto b2 = Lanes::all(beta2), one_b2 = Lanes::all(1 - beta2);
+    const auto minus_size = Lanes::all(-lr / (1 - std::pow(beta1, t)));
+    const auto correction = Lanes::all(1 / std::sqrt(1 - std::pow(beta2, t)));
+    const auto eps = Lanes::all(epsilon), keep = Lanes::all(1 - lr * weight_decay);
+    detail::for_each_lanes(parameter, gradient, [&](Scalar* to, const Scalar* from, Index offset, auto count) {
       Scalar *mean = state.mean.data() + offset, *square = state.square.data() + offset;
-      const Lanes g = detail::load(from, count);
-      const Lanes m = b1 * detail::load(mean, count) + one_b1 * g;
-      const Lanes v = b2 * detail::load(square, count) + one_b2 * g.square();
-      const Lanes root = detail::square_root(v);
-      const Lanes p = keep * detail::load(to, count) - size * (m / (correction * root + eps));
-      detail::store(m, mean, count);
-      detail::store(v, square, count);
-      detail::store(p, to, count);
+      const auto g = Lanes::load(from, count);
+      const auto m = multiply_add(b1, Lanes::load(mean, count), one_b1 * g);
+      const auto v = multiply_add(b2, Lanes::load(square, count), one_b2 * (g * g));
+      const auto root = multiply_add(correction, sqrt(v), eps);
+      const auto p = multiply_add(minus_size, m / root, keep * Lanes::load(to, count));
+      m.store(mean, count);
+      v.store(square, count);
+      p.store(to, count);
     });
   }
 };

@@ -43,8 +43,10 @@ struct FullFineTuning {
     rule.check();
     const auto W = by_columns<Scalar>(weight);
     const auto G = by_columns<const Scalar>(gradient);
-    detail::require_shape(W, state.rows, state.cols, "FullFineTuning::step: weight");
-    detail::require_shape(G, state.rows, state.cols, "FullFineTuning::step: gradient");
+    const Index rows = Weight::IsRowMajor ? state.cols : state.rows,
+                cols = Weight::IsRowMajor ? state.rows : state.cols;
+    detail::require_shape(weight, rows, cols, "FullFineTuning::step: weight");
+    detail::require_shape(gradient, rows, cols, "FullFineTuning::step: gradient");
     detail::require<ConfigError>(std::isfinite(rate) && rate >= 0,
                                  "FullFineTuning::step: rate must be finite and not negative, got ", rate);
     detail::require<NumericalError>(all_finite(G),

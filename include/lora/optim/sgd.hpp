@@ -53,22 +53,20 @@ struct Sgd {
   template <Real Scalar>
   void step(State<Scalar>& state, const std::type_identity_t<Columns<Scalar>>& parameter,
             const std::type_identity_t<ConstColumns<Scalar>>& gradient, double rate) const {
-    const auto lr = static_cast<Scalar>(rate * learning_rate);
-    const auto mu = static_cast<Scalar>(momentum);
-    const auto decay = static_cast<Scalar>(weight_decay);
+    detail::require<ConfigError>(momentum == 0 || state.velocity.size() == parameter.size(),
+                                 "Sgd: momentum must stay 0 with a state that was made without it, got ", momentum);
+    using Lanes = detail::Lanes<Scalar>;
+    const auto minus_lr = Lanes::all(-rate * learning_rate);
+    const auto mu = Lanes::all(momentum), decay = Lanes::all(weight_decay);
     const bool first = state.steps++ == 0;
-    detail::for_each_lanes(parameter, gradient, [&](Scalar* to, const Scalar* from, Index offset, Index count) {
-      using Lanes = detail::Lanes<Scalar>;
-      const Lanes p = detail::load(to, count);
-      const Lanes d = detail::load(from, count) + decay * p;
-      if (momentum == 0) {
-        detail::store<Scalar>(p - lr * d, to, count);
-        return;
-      }
+    detail::for_each_lanes(parameter, gradient, [&](Scalar* to, const Scalar* from, Index offset, auto count) {
+      const auto p = Lanes::load(to, count);
+      const auto d = multiply_add(decay, p, Lanes::load(from, count));
+      if (momentum == 0) return multiply_add(minus_lr, d, p).store(to, count);
       Scalar* velocity = state.velocity.data() + offset;
-      const Lanes u = first ? d : Lanes(mu * detail::load(velocity, count) + d);
-      detail::store(u, velocity, count);
-      detail::store<Scalar>(p - lr * (kind == Momentum::Nesterov ? Lanes(d + mu * u) : u), to, count);
+      const auto u = first ? d : multiply_add(mu, Lanes::load(velocity, count), d);
+      u.store(velocity, count);
+      multiply_add(minus_lr, kind == Momentum::Nesterov ? multiply_add(mu, u, d) : u, p).store(to, count);
     });
   }
 };

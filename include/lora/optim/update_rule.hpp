@@ -6,8 +6,8 @@
 #include <lora/core/views.hpp>
 #include <lora/optim/lanes.hpp>
 
-#include <algorithm>
 #include <concepts>
+#include <type_traits>
 
 namespace lora {
 
@@ -31,22 +31,19 @@ concept UpdateRule = Real<Scalar> && std::copyable<Rule> && std::copyable<typena
 
 namespace detail {
 
-/// Calls `visit(parameter, gradient, offset, count)` for every run of at most `lane_count` adjacent elements; `offset`
-/// counts into a state without gaps.
+/// Calls `visit(parameter, gradient, offset, count)` for every run of at most `Lanes<Scalar>::size` adjacent elements,
+/// with a count known at compile time for the full ones; `offset` counts into a state without gaps.
 template <Real Scalar, class Visit>
 void for_each_lanes(const Columns<Scalar>& parameter, const ConstColumns<Scalar>& gradient, const Visit& visit) {
-  const auto walk = [&visit](Scalar* p, const Scalar* g, Index offset, Index length) {
-    for (Index i = 0; i < length; i += lane_count) visit(p + i, g + i, offset + i, std::min(lane_count, length - i));
-  };
-  auto* p = const_cast<Scalar*>(parameter.data());
-  const Scalar* g = gradient.data();
-  const Index rows = parameter.rows();
-  if (parameter.outerStride() == rows && gradient.outerStride() == rows) {
-    walk(p, g, 0, parameter.size());
-  } else {
-    for (Index j = 0; j < parameter.cols(); ++j) {
-      walk(p + j * parameter.outerStride(), g + j * gradient.outerStride(), j * rows, rows);
-    }
+  constexpr std::integral_constant<Index, Lanes<Scalar>::size> full;
+  const bool gaps = parameter.outerStride() != parameter.rows() || gradient.outerStride() != parameter.rows();
+  const Index columns = gaps ? parameter.cols() : 1, length = gaps ? parameter.rows() : parameter.size();
+  for (Index j = 0; j < columns; ++j) {
+    auto* p = const_cast<Scalar*>(parameter.data()) + j * parameter.outerStride();
+    const Scalar* g = gradient.data() + j * gradient.outerStride();
+    Index i = 0;
+    for (; i + full <= length; i += full) visit(p + i, g + i, j * length + i, full);
+    if (i < length) visit(p + i, g + i, j * length + i, length - i);
   }
 }
 
