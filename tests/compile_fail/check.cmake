@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: MIT
+# Builds one variant of a compile-fail pair. Arguments: BUILD (tree), TARGET, SOURCE, VARIANT (good or bad).
+# The good one must build. The bad one must fail, with output that matches the first line "// expect: <regex>".
+file(STRINGS ${SOURCE} first_line LIMIT_COUNT 1)
+if(NOT first_line MATCHES "^// expect: (.+)$")
+  message(FATAL_ERROR "${SOURCE}:1: the first line must read '// expect: <regular expression>'")
+endif()
+set(expected "${CMAKE_MATCH_1}")
+
+execute_process(COMMAND ${CMAKE_COMMAND} --build ${BUILD} --target ${TARGET}
+  RESULT_VARIABLE failed OUTPUT_VARIABLE output ERROR_VARIABLE output)
+message("${output}")
+if(VARIANT STREQUAL good AND failed)
+  message(FATAL_ERROR "${SOURCE}: must compile without MUST_NOT_COMPILE")
+elseif(VARIANT STREQUAL bad AND NOT failed)
+  message(FATAL_ERROR "${SOURCE}: compiles with MUST_NOT_COMPILE")
+elseif(VARIANT STREQUAL bad AND NOT output MATCHES "${expected}")
+  message(FATAL_ERROR "${SOURCE}: fails to compile, but without the expected message '${expected}'")
+endif()

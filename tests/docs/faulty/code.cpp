@@ -1,0 +1,9 @@
+int main() {
+  // [one]
+  int first = 1;
+  // [two]
+  int second = 2;
+  // [/two]
+  // [/one]
+  return first + second;
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: MIT
+// One of every base over a given weight, together with the dense matrix that it stands for.
+#pragma once
+
+#include "support/matrices.hpp"
+
+#include <lora/adapter/lora_linear.hpp>
+#include <lora/base/callback_base.hpp>
+#include <lora/base/owned_base.hpp>
+#include <lora/base/view_base.hpp>
+#include <lora/linalg/product.hpp>
+
+#include <memory>
+#include <string>
+#include <utility>
+
+namespace lora::test {
+
+/// `base`; `dense`, its matrix in long double; `magnitude`, the absolute values of what that matrix is a sum of;
+/// `roundings`, those of the base over the ones of a dense product; `description`.
+template <class Base>
+struct BaseCase;
+
+template <Real Scalar, int Order>
+struct BaseCase<OwnedBase<Scalar, Order>> {
+  OwnedBase<Scalar, Order> base;
+  Wide dense, magnitude;
+  Index roundings = 0;
+  std::string description = std::string("owned 37 x 29 ") + (sizeof(Scalar) == 4 ? "float" : "double") +
+                            (Order == Eigen::RowMajor ? " row-major" : " column-major");
+
+  BaseCase(Index n, Index m, Random& random)
+      : base(random_columns<Scalar>(n, m, random)), dense(wide(base.weight())), magnitude(absolute(dense)) {}
+};
+
+/// Memory with gaps between the columns (rows).
+template <Real Scalar, int Order>
+struct BaseCase<ViewBase<Scalar, Order>> {
+  std::shared_ptr<const Strided<Scalar, Order>> memory;
+  ViewBase<Scalar, Order> base;
+  Wide dense, magnitude;
+  Index roundings = 0;
+  std::string description = std::string("view of 37 x 29 ") + (sizeof(Scalar) == 4 ? "float" : "double") +
+                            (Order == Eigen::RowMajor ? " row-major" : " column-major");
+
+  BaseCase(Index n, Index m, Random& random)
+      : memory(std::make_shared<const Strided<Scalar, Order>>(random_columns<Scalar>(n, m, random))),
+        base(memory->view()),
+        dense(wide(base.weight())),
+        magnitude(absolute(dense)) {}
+};
+
+template <Real Scalar>
+struct BaseCase<CallbackBase<Scalar>> {
+  std::shared_ptr<const ColMatrix<Scalar>> memory;
+  CallbackBase<Scalar> base;
+  Wide dense, magnitude;
+  Index roundings = 0;
+  std::string description = std::string("callback 37 x 29 ") + (sizeof(Scalar) == 4 ? "float" : "double");
+
+  BaseCase(Index n, Index m, Random& random)
+      : memory(std::make_shared<const ColMatrix<Scalar>>(random_columns<Scalar>(n, m, random))),
+        base(
+            n, m, [W0 = memory](const ConstRows<Scalar>& X, Rows<Scalar> Y) { set_product(Y, 1, X, *W0); },
+            [W0 = memory](const ConstRows<Scalar>& dY, Rows<Scalar> dX) { set_product(dX, 1, dY, W0->transpose()); }),
+        dense(wide(*memory)),
+        magnitude(absolute(dense)) {}
+};
+
+/// An adapter on an adapter.
+template <Real Scalar>
+struct BaseCase<LoraLinear<OwnedBase<Scalar>>> {
+  LoraLinear<OwnedBase<Scalar>> base;
+  Wide dense, magnitude;
+  Index roundings;
+  std::string description = std::string("LoRA of rank 3, scale 0.5 on owned 37 x 29 ") +
+                            (sizeof(Scalar) == 4 ? "float" : "double") + " column-major";
+
+  BaseCase(Index n, Index m, Random& random)
+      : base(OwnedBase<Scalar>(random_columns<Scalar>(n, m, random)), {.rank = 3, .alpha = 1.5}), roundings(2 * 3 + 8) {
+    base.set_factors(random_factors<Scalar>(n, m, 3, random));
+    const auto& factors = base.factors();
+    const Wide W0 = wide(base.base().weight()), A = wide(factors.A), B = wide(factors.B);
+    dense = W0 + 0.5L * product(A, B);
+    magnitude = absolute(W0) + 0.5L * product(absolute(A), absolute(B));
+  }
+};
+
+}  // namespace lora::test
