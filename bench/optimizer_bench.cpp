@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: MIT
+// Optimizer steps alone, on the factors of one layer.
+#include "measure.hpp"
+#include "shapes.hpp"
+
+#include <memory>
+
+namespace {
+
+using bench::Shape;
+
+template <class Method>
+void add(const std::string& name, double flops_a_parameter, const Shape& shape, const Method& method) {
+  struct Data {
+    lora::Factors<float> factors, gradient;
+    lora::Optimizer<Method, float> optimizer;
+  };
+  bench::add(name + shape.factors_name(), flops_a_parameter * shape.parameters(), bench::Heap::Forbidden, [=] {
+    const lora::Factors<float> start{bench::random_matrix<lora::ColMatrix<float>>(shape.n, shape.r),
+                                     bench::random_matrix<lora::RowMatrix<float>>(shape.r, shape.n)};
+    auto data = std::make_shared<Data>(Data{start, start, {method, shape.n, shape.n, shape.r}});
+    return [data] { data->optimizer.step(data->factors, data->gradient, 1); };
+  });
+}
+
+[[maybe_unused]] const bool registered = [] {
+  for (const Shape& shape : bench::shapes()) {
+    if (shape.b != 1) continue;  // optimizers see no tokens
+    add("sgd", 2, shape, lora::PerFactor{lora::Sgd{.learning_rate = 1e-6}});
+    add("momentum", 4, shape, lora::PerFactor{lora::Sgd{.learning_rate = 1e-6, .momentum = 0.9}});
+    add("adamw", 12, shape, lora::PerFactor{lora::AdamW{.learning_rate = 1e-6}});
+    add("lora_plus", 12, shape, lora::LoraPlus{lora::AdamW{.learning_rate = 1e-6}});
+  }
+  return true;
+}();
+
+}  // namespace
