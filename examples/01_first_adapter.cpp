@@ -18,7 +18,7 @@ int main() {
   layer.initialize(lora::KaimingUniform{}, random);
   lora::Optimizer optimizer{lora::LoraPlus{lora::AdamW{.learning_rate = 2e-3}, 16}, layer};
   auto gradient = layer.zero_gradient();
-  decltype(layer)::Saved saved;
+  lora::SavedState<float> saved;
   Matrix Y(64, 16), dY;
   for (int step = 0; step <= 100; ++step) {
     layer.forward(X, Y, saved);  // Y = X W0 + s (X A) B

@@ -40,7 +40,7 @@ class ResidualLora {
     gradient.A += saved.input(rows()).transpose() * (scale_ * dY * factors_.B.transpose());
     gradient.B += saved.P.view().transpose() * dY;
   }
-  void backward(const lora::ConstRows<double>& dY, Saved& saved, lora::FactorsView<double> gradient,
+  void backward(const lora::ConstRows<double>& dY, Saved& saved, const lora::FactorsView<double>& gradient,
                 lora::Rows<double> dX) const {
     backward(dY, saved, gradient);
     multiply_transposed(dY, dX);

@@ -10,7 +10,7 @@
 using Matrix = lora::RowMatrix<double>;
 
 /// Trains on four shards, spread over `threads` threads; returns the factors.
-lora::Factors<double> train(int threads) {
+lora::Factors<double> train(std::size_t threads) {
   lora::Random random{6};
   const auto normal = [&] { return random.normal(); };
   const Matrix W0 = Matrix::NullaryExpr(32, 16, normal), X = Matrix::NullaryExpr(128, 32, normal);
@@ -41,18 +41,15 @@ lora::Factors<double> train(int threads) {
   double loss = 0;
   for (int step = 0; step <= 100; ++step) {
     // [step]
-    std::vector<std::thread> pool;
-    for (int t = 0; t < threads; ++t) {
-      pool.emplace_back([&, t] {
-        for (auto i = static_cast<std::size_t>(t); i < 4; i += static_cast<std::size_t>(threads)) run(i);
+    std::vector<std::thread> pool(threads);
+    for (std::size_t t = 0; t < threads; ++t) {
+      pool[t] = std::thread([&, t] {
+        for (std::size_t i = t; i < 4; i += threads) run(i);
       });
     }
     for (auto& thread : pool) thread.join();
     auto& sum = shards[0].gradient;
-    for (std::size_t i = 1; i < 4; ++i) {  // in a fixed order, so the sum has the same bits
-      sum.A += shards[i].gradient.A;
-      sum.B += shards[i].gradient.B;
-    }
+    for (std::size_t i = 1; i < 4; ++i) sum += shards[i].gradient;  // in a fixed order: the same bits
     // [/step]
     loss = 0;
     for (const auto& shard : shards) loss += shard.dY.squaredNorm() * 64;
@@ -64,7 +61,7 @@ lora::Factors<double> train(int threads) {
 
 int main() {
   const auto serial = train(1);
-  for (const int threads : {2, 4}) {
-    std::printf("%d threads, the same bits as one: %s\n", threads, train(threads) == serial ? "yes" : "no");
+  for (const std::size_t threads : {2U, 4U}) {
+    std::printf("%zu threads, the same bits as one: %s\n", threads, train(threads) == serial ? "yes" : "no");
   }
 }

@@ -35,6 +35,12 @@ struct Factors {
     A.setZero();
     B.setZero();
   }
+  /// Adds the gradients of another thread or micro-batch. \pre the shapes are the same.
+  Factors& operator+=(const Factors& other) {
+    A += other.A;
+    B += other.B;
+    return *this;
+  }
   /// Turns a sum over micro-batches into their mean: `gradient *= 1.0 / count`.
   Factors& operator*=(double factor) {
     A *= static_cast<Scalar>(factor);
@@ -72,6 +78,7 @@ struct BasicFactorsView {
   Index in_features() const { return A.rows(); }
   Index out_features() const { return B.cols(); }
   Index rank() const { return A.cols(); }
+  Index parameters() const { return A.size() + B.size(); }
 };
 
 template <Real Scalar>

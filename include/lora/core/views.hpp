@@ -75,7 +75,7 @@ class View
   View(Element* data, Index rows, Index cols) : View(data, rows, cols, Order == Eigen::RowMajor ? cols : rows) {}
 
   View(const View&) = default;
-  View(View&&) = default;
+  View(View&&) noexcept = default;
   /// Copies the elements, like every assignment to a view.
   View& operator=(const View& other) requires(!std::is_const_v<Element>) {
     Map::operator=(other);
@@ -83,8 +83,8 @@ class View
   }
 
   template <detail::EigenMatrix Dense>
-  View(Dense&& dense)  // NOLINT(google-explicit-constructor): binding arguments is what a view is for
-      : View(bind(static_cast<Dense&&>(dense))) {}
+  // NOLINTNEXTLINE(bugprone-forwarding-reference-overload): a View of another View is this constructor's work too
+  View(Dense&& dense) : View(bind(static_cast<Dense&&>(dense))) {}
 
  private:
   template <class Dense>

@@ -4,6 +4,7 @@
 
 #include <lora/core/error.hpp>
 #include <lora/core/matrix.hpp>
+#include <lora/core/views.hpp>
 
 #include <Eigen/Core>
 
@@ -43,13 +44,41 @@ void require_product(const Result& Y, const Left& L, const Right& R, const char*
                       " needs fitting sizes, got Y ", shape(Y), ", L ", shape(L), ", R ", shape(R));
 }
 
-/// y += alpha L R where L is a row or R a column: Eigen's matrix-vector kernel, called directly because it would miss the
-/// factor of `(alpha * L) * R` and copy L to the heap. A vector that may have gaps it copies still, to the stack if short.
+/// y += alpha L R where L is a row or R a column: Eigen's matrix-vector kernel, called directly because it would miss
+/// the factor of `(alpha * L) * R` and copy L to the heap. A vector that may have gaps it copies still, to the stack if
+/// short.
 template <class Vector, Real Scalar, class Left, class Right>
 void add_vector_product(Vector y, Scalar alpha, const Eigen::MatrixBase<Left>& L, const Eigen::MatrixBase<Right>& R) {
   Eigen::internal::generic_product_impl<Left, Right, Eigen::DenseShape, Eigen::DenseShape,
                                         Eigen::GemvProduct>::scaleAndAddTo(y, L.derived(), R.derived(), alpha);
 }
+
+/// The one product behind all: sixteen instances in a program, whatever types its operands had.
+template <Real Scalar, int ResultOrder, int LeftOrder, int RightOrder>
+void add_viewed_product(View<Scalar, ResultOrder> Y, Scalar alpha, const View<const Scalar, LeftOrder>& L,
+                        const View<const Scalar, RightOrder>& R) {
+  constexpr bool row_major = ResultOrder == Eigen::RowMajor;
+  const bool tiny = Y.rows() + Y.cols() + L.cols() < 20;  // Eigen's own limit, below which it does not pack
+  const bool short_enough = std::max(Y.size(), L.cols()) * Index{sizeof(Scalar)} <= EIGEN_STACK_ALLOCATION_LIMIT;
+  if (!tiny && Y.rows() == 1 && (short_enough || (row_major && LeftOrder == Eigen::RowMajor))) {
+    add_vector_product(Y.row(0), alpha, L.row(0), R);
+  } else if (!tiny && Y.cols() == 1 && (short_enough || !(row_major || RightOrder == Eigen::RowMajor))) {
+    add_vector_product(Y.col(0), alpha, L, R.col(0));
+  } else if (tiny || Eigen::nbThreads() > 1) {
+    Y.noalias() += (alpha * L) * R;
+  } else {
+    PackingSpace<Scalar> space(row_major ? Y.cols() : Y.rows(), row_major ? Y.rows() : Y.cols(), L.cols());
+    Eigen::internal::general_matrix_matrix_product<Index, Scalar, LeftOrder, false, Scalar, RightOrder, false,
+                                                   ResultOrder, 1>::run(Y.rows(), Y.cols(), L.cols(), L.data(),
+                                                                        L.outerStride(), R.data(), R.outerStride(),
+                                                                        Y.data(), 1, Y.outerStride(), alpha, space,
+                                                                        nullptr);
+  }
+}
+
+/// The storage order in which a matrix lies in memory.
+template <class Matrix>
+constexpr int order_of = bool(std::remove_cvref_t<Matrix>::IsRowMajor) ? int{Eigen::RowMajor} : int{Eigen::ColMajor};
 
 }  // namespace detail
 
@@ -62,34 +91,13 @@ void add_vector_product(Vector y, Scalar alpha, const Eigen::MatrixBase<Left>& L
 template <class Result, class Left, class Right>
 void add_product(Result&& Y, double alpha, const Left& L, const Right& R) {
   using Scalar = typename Left::Scalar;
-  using Target = std::remove_cvref_t<Result>;
-  static_assert(std::is_same_v<Scalar, typename Right::Scalar> && std::is_same_v<Scalar, typename Target::Scalar>,
+  static_assert(std::is_same_v<Scalar, typename Right::Scalar> &&
+                    std::is_same_v<Scalar, typename std::remove_cvref_t<Result>::Scalar>,
                 "lora: the factors and the result of a product share one scalar type");
-  constexpr auto order = [](bool row_major) { return row_major ? int{Eigen::RowMajor} : int{Eigen::ColMajor}; };
   detail::require_product(Y, L, R, "add_product: Y += L R");
   if (Y.size() == 0 || L.cols() == 0) return;
-  const auto factor = static_cast<Scalar>(alpha);
-  constexpr bool row_major = bool(Target::IsRowMajor);
-  const bool tiny = Y.rows() + Y.cols() + L.cols() < 20;  // Eigen's own limit, below which it does not pack
-  const bool short_enough = std::max(Y.size(), L.cols()) * Index{sizeof(Scalar)} <= EIGEN_STACK_ALLOCATION_LIMIT;
-  if (!tiny && Y.rows() == 1 && (short_enough || (row_major && Left::IsRowMajor))) {
-    detail::add_vector_product(Y.row(0), factor, L.row(0), R);
-    return;
-  }
-  if (!tiny && Y.cols() == 1 && (short_enough || !(row_major || Right::IsRowMajor))) {
-    detail::add_vector_product(Y.col(0), factor, L, R.col(0));
-    return;
-  }
-  if (tiny || Eigen::nbThreads() > 1) {
-    Y.noalias() += (factor * L) * R;
-    return;
-  }
-  detail::PackingSpace<Scalar> space(row_major ? Y.cols() : Y.rows(), row_major ? Y.rows() : Y.cols(), L.cols());
-  Eigen::internal::general_matrix_matrix_product<Index, Scalar, order(Left::IsRowMajor), false, Scalar,
-                                                 order(Right::IsRowMajor), false, order(row_major),
-                                                 1>::run(Y.rows(), Y.cols(), L.cols(), L.data(), L.outerStride(),
-                                                         R.data(), R.outerStride(), Y.data(), 1, Y.outerStride(),
-                                                         factor, space, nullptr);
+  detail::add_viewed_product<Scalar, detail::order_of<Result>, detail::order_of<Left>, detail::order_of<Right>>(
+      Y, static_cast<Scalar>(alpha), L, R);
 }
 
 /// Y = alpha L R; see `add_product`.

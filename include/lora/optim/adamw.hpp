@@ -26,6 +26,8 @@ struct AdamW {
   double epsilon = 1e-8;        ///< > 0
   double weight_decay = 0;      ///< >= 0, decoupled: multiplies the learning rate
 
+  bool operator==(const AdamW&) const = default;
+
   template <Real Scalar>
   struct State {
     ColMatrix<Scalar> mean, square;  ///< m and v, not corrected

@@ -37,6 +37,11 @@ class Optimizer {
   Optimizer(Method method, const Layer& layer)
       : Optimizer(std::move(method), ConstFactorsView<Scalar>(layer.factors())) {}
 
+  /// Goes on from a state that `state()` gave; a state of other shapes is refused by the first step.
+  Optimizer(Method method, State state) : method_(std::move(method)), state_(std::move(state)) {}
+
+  bool operator==(const Optimizer&) const = default;
+
   /// One step of `rate` times the learning rate; `scale` is the s before A B.
   /// \throws ShapeError, ConfigError, NumericalError  and then nothing has changed.
   void step(const FactorsView<Scalar>& factors, const ConstFactorsView<Scalar>& gradient, double scale,

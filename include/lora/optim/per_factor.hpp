@@ -49,6 +49,8 @@ template <class Rule = AdamW>
 struct PerFactor {
   Rule rule{};
 
+  bool operator==(const PerFactor&) const = default;
+
   template <Real Scalar>
   using State = detail::PairState<Rule, Scalar>;
 
@@ -75,6 +77,8 @@ template <class Rule = AdamW>
 struct LoraPlus {
   Rule rule{};
   double ratio = 16;  ///< lambda; the paper's 16, > 1 in its theory
+
+  bool operator==(const LoraPlus&) const = default;
 
   template <Real Scalar>
   using State = detail::PairState<Rule, Scalar>;

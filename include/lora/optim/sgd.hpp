@@ -24,6 +24,8 @@ struct Sgd {
   Momentum kind = Momentum::Heavy;
   double weight_decay = 0;  ///< >= 0; an L2 term in the gradient, so it passes through the momentum
 
+  bool operator==(const Sgd&) const = default;
+
   template <Real Scalar>
   struct State {
     ColMatrix<Scalar> velocity;  ///< empty without momentum
