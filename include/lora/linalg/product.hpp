@@ -58,14 +58,25 @@ template <Real Scalar, int ResultOrder, int LeftOrder, int RightOrder>
 void add_viewed_product(View<Scalar, ResultOrder> Y, Scalar alpha, const View<const Scalar, LeftOrder>& L,
                         const View<const Scalar, RightOrder>& R) {
   constexpr bool row_major = ResultOrder == Eigen::RowMajor;
-  const bool tiny = Y.rows() + Y.cols() + L.cols() < 20;  // Eigen's own limit, below which it does not pack
-  const bool short_enough = std::max(Y.size(), L.cols()) * Index{sizeof(Scalar)} <= EIGEN_STACK_ALLOCATION_LIMIT;
-  if (!tiny && Y.rows() == 1 && (short_enough || (row_major && LeftOrder == Eigen::RowMajor))) {
-    add_vector_product(Y.row(0), alpha, L.row(0), R);
-  } else if (!tiny && Y.cols() == 1 && (short_enough || !(row_major || RightOrder == Eigen::RowMajor))) {
-    add_vector_product(Y.col(0), alpha, L, R.col(0));
-  } else if (tiny || Eigen::nbThreads() > 1) {
+#ifdef EIGEN_HAS_OPENMP
+  if (Eigen::nbThreads() > 1) {
     Y.noalias() += (alpha * L) * R;
+    return;
+  }
+#endif
+  const bool short_enough = std::max(Y.size(), L.cols()) * Index{sizeof(Scalar)} <= EIGEN_STACK_ALLOCATION_LIMIT;
+  if (Y.rows() + Y.cols() + L.cols() < 20) {  // Eigen's own limit, below which packing does not pay
+    for (Index i = 0; i < Y.rows(); ++i) {
+      for (Index j = 0; j < Y.cols(); ++j) {
+        Scalar sum = 0;
+        for (Index k = 0; k < L.cols(); ++k) sum += L(i, k) * R(k, j);
+        Y(i, j) += alpha * sum;
+      }
+    }
+  } else if (Y.rows() == 1 && (short_enough || (row_major && LeftOrder == Eigen::RowMajor))) {
+    add_vector_product(Y.row(0), alpha, L.row(0), R);
+  } else if (Y.cols() == 1 && (short_enough || !(row_major || RightOrder == Eigen::RowMajor))) {
+    add_vector_product(Y.col(0), alpha, L, R.col(0));
   } else {
     PackingSpace<Scalar> space(row_major ? Y.cols() : Y.rows(), row_major ? Y.rows() : Y.cols(), L.cols());
     Eigen::internal::general_matrix_matrix_product<Index, Scalar, LeftOrder, false, Scalar, RightOrder, false,
