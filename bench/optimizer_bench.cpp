@@ -19,7 +19,7 @@ void add(const std::string& name, double flops_a_parameter, const Shape& shape, 
     const lora::Factors<float> start{bench::random_matrix<lora::ColMatrix<float>>(shape.n, shape.r),
                                      bench::random_matrix<lora::RowMatrix<float>>(shape.r, shape.n)};
     auto data = std::make_shared<Data>(Data{start, start, {method, shape.n, shape.n, shape.r}});
-    return [data] { data->optimizer.step(data->factors, data->gradient, 1); };
+    return [data] { data->optimizer.step(data->factors, data->gradient, 1, 1); };
   });
 }
 

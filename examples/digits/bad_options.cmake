@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 # Each wrong command line must end with a status that is not 0 and a message that names the fault.
 function(refused message)
-  execute_process(COMMAND ${PROGRAM} ${ARGN} OUTPUT_VARIABLE printed ERROR_VARIABLE printed RESULT_VARIABLE status)
+  execute_process(COMMAND ${PROGRAM} --out bad-options ${ARGN} OUTPUT_VARIABLE printed ERROR_VARIABLE printed RESULT_VARIABLE status)
   if(status EQUAL 0 OR NOT printed MATCHES "${message}")
     message(FATAL_ERROR "expected a refusal that says '${message}', got status ${status} and:\n${printed}")
   endif()
@@ -11,5 +11,9 @@ refused("--rank: Value 11 not in range" --rank 11)
 refused("--alpha" --alpha -1)
 refused("--warmup: must be smaller than --steps" --warmup 60 --steps 60)
 refused("unknown method 'dora'. there are lora, lora\\+, full" --methods dora)
+refused("--require: expected KEY=SHARE, got 'lora\\+'" --require lora+)
+refused("--require: expected KEY=SHARE, got 'full=much'" --require full=much)
+refused("--require: no method 'dora' runs" --require dora=0.5)
+refused("--require: lora took .* of LoRA's steps, not 0.5" --quick --methods lora --require lora=0.5)
 refused("cannot open the data file no-such-file.csv" --data no-such-file.csv)
 refused("CMakeLists.txt:1: expected small integers between commas" --data ${CMAKE_CURRENT_LIST_DIR}/CMakeLists.txt)

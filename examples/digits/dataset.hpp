@@ -25,7 +25,7 @@ struct Dataset {
   Index size() const { return pixels.rows(); }
   /// The images at `indices`, in that order.
   Dataset subset(const std::vector<Index>& indices) const {
-    Dataset part{pixels(indices, Eigen::all), {}};
+    Dataset part{pixels(indices, Eigen::indexing::all), {}};
     for (const Index i : indices) part.labels.push_back(labels[static_cast<std::size_t>(i)]);
     return part;
   }

@@ -25,6 +25,7 @@ struct Settings {
   Index rank = 4;
   double alpha = 8;
   int rates_per_decade = 6;
+  Index pretrain_steps = 150;
 
   lora::LoraConfig adapter() const { return {.rank = rank, .alpha = alpha, .scaling = lora::Scaling::RankStabilized}; }
   lora::Schedule schedule() const {
@@ -133,21 +134,27 @@ Run train(Student& student, const Task& task, const Settings& settings, std::uin
   if (record == Record::EveryStep) note();
   for (Index step = 0; step < settings.steps; ++step) {
     student.network.differentiate(batches.next());
-    student.step(schedule(step));
+    try {
+      student.step(schedule(step));
+    } catch (const lora::NumericalError&) {  // diverged: the curve stays at infinity
+      run.training_loss.resize(record == Record::EveryStep ? static_cast<std::size_t>(settings.steps) + 1 : 1,
+                               std::numeric_limits<double>::infinity());
+      return run;
+    }
     if (record == Record::EveryStep || step + 1 == settings.steps) note();
   }
   run.test = student.network.evaluate(task.test);
   return run;
 }
 
-/// 64-256-256-10, trained on the first task for 150 steps.
-inline Base pretrain(const Task& task) {
+/// 64-256-256-10, trained on the first task.
+inline Base pretrain(const Task& task, Index steps) {
   lora::Random random(2718);
   std::vector<DenseLayer> layers;
   for (const auto& [n, m] : {std::pair{pixel_count, Index{256}}, {256, 256}, {256, class_count}})
     layers.emplace_back(n, m, random);
   FullStudent student(Base(std::move(layers)), 1e-3, FullStudent::Biases::Trained);
-  train(student, task, {.steps = 150, .warmup = 20, .batch = 64}, 31, Record::LastStep);
+  train(student, task, {.steps = steps, .warmup = 20, .batch = 64}, 31, Record::LastStep);
   return student.network;
 }
 
@@ -201,12 +208,9 @@ inline Sweep tune(const Method& method, const Settings& settings, const std::fun
     const auto [place, fresh] = losses.try_emplace(index, 0.0);
     if (!fresh) return place->second;
     for (int seed = 0; seed < settings.sweep_seeds; ++seed) {
-      double loss = std::numeric_limits<double>::infinity();
-      try {
-        loss = method.run(grid_rate(index, settings), 1000 + static_cast<std::uint64_t>(seed), Record::LastStep)
-                   .final_loss();
-      } catch (const lora::NumericalError&) {  // diverged: as bad as it gets
-      }
+      const double loss =
+          method.run(grid_rate(index, settings), 1000 + static_cast<std::uint64_t>(seed), Record::LastStep)
+              .final_loss();
       place->second += (std::isfinite(loss) ? loss : std::numeric_limits<double>::infinity()) / settings.sweep_seeds;
     }
     tick();

@@ -138,6 +138,7 @@ inline void print_chart(std::ostream& out, const std::vector<Result>& results) {
   double low = std::numeric_limits<double>::infinity(), high = 0;
   for (const auto& result : results)
     for (const double loss : mean_curve(result)) {
+      if (!std::isfinite(loss) || loss <= 0) continue;  // a diverged run has no place on the axis
       low = std::min(low, std::log10(loss));
       high = std::max(high, std::log10(loss));
     }
@@ -147,6 +148,7 @@ inline void print_chart(std::ostream& out, const std::vector<Result>& results) {
     for (int column = 0; column < width; ++column) {
       const double position = static_cast<double>(column) / (width - 1) * static_cast<double>(curve.size() - 1);
       const double loss = std::log10(curve[static_cast<std::size_t>(std::lround(position))]);
+      if (!std::isfinite(loss)) continue;
       const auto row =
           static_cast<std::size_t>(std::lround((high - loss) / std::max(high - low, 1e-12) * (height - 1)));
       canvas[row][static_cast<std::size_t>(column)] = marks[k % marks.size()];
@@ -210,8 +212,11 @@ inline std::filesystem::path write_plot(const std::filesystem::path& folder, con
            << results[k].method->name << "'";
   script << "\n";
   script.close();
-  const std::string command = "cd '" + folder.string() + "' && gnuplot loss.gp >/dev/null 2>&1";
-  return std::system(command.c_str()) == 0 ? folder / "loss.svg" : std::filesystem::path();  // NOLINT(cert-env33-c)
+  const auto here = std::filesystem::current_path();
+  std::filesystem::current_path(folder);  // so that no name of the user's passes through a shell
+  const bool drawn = std::system("gnuplot loss.gp >/dev/null 2>&1") == 0;  // NOLINT(cert-env33-c)
+  std::filesystem::current_path(here);
+  return drawn ? folder / "loss.svg" : std::filesystem::path();
 }
 
 }  // namespace digits

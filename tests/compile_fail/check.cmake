@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: MIT
-# Builds one variant of a compile-fail pair. Arguments: BUILD (tree), TARGET, SOURCE, VARIANT (good or bad).
-# The good one must build. The bad one must fail, with output that matches the first line "// expect: <regex>".
+# Compiles one variant of a compile-fail pair. Arguments: SOURCE, VARIANT (good or bad), COMMAND (compiler and flags).
+# The good one must compile. The bad one must fail, with output that matches the first line "// expect: <regex>".
 file(STRINGS ${SOURCE} first_line LIMIT_COUNT 1)
 if(NOT first_line MATCHES "^// expect: (.+)$")
   message(FATAL_ERROR "${SOURCE}:1: the first line must read '// expect: <regular expression>'")
 endif()
 set(expected "${CMAKE_MATCH_1}")
 
-execute_process(COMMAND ${CMAKE_COMMAND} --build ${BUILD} --target ${TARGET}
+if(VARIANT STREQUAL bad)
+  list(APPEND COMMAND -DMUST_NOT_COMPILE)
+endif()
+execute_process(COMMAND ${COMMAND} -fsyntax-only ${SOURCE}
   RESULT_VARIABLE failed OUTPUT_VARIABLE output ERROR_VARIABLE output)
 message("${output}")
 if(VARIANT STREQUAL good AND failed)

@@ -12,6 +12,19 @@
 using namespace lora;
 using namespace lora::test;
 
+TEST_CASE("gradients of threads add up, and only where their shapes agree", "[core]") {
+  Random random{77};
+  const auto left = random_factors<double>(4, 5, 2, random), right = random_factors<double>(4, 5, 2, random);
+  auto sum = left;
+  sum += right;
+  CHECK(same_bits(sum.A, ColMatrix<double>(left.A + right.A)));
+  CHECK(same_bits(sum.B, RowMatrix<double>(left.B + right.B)));
+  CHECK(message_of<ShapeError>([&] { sum += Factors<double>::zero(4, 5, 3); }) ==
+        "Factors: the A that is added must be 4 x 2, got 4 x 3");
+  FactorsView<double>(sum).set_zero();
+  CHECK(sum == Factors<double>::zero(4, 5, 2));
+}
+
 TEMPLATE_TEST_CASE("zero factors have the shapes of the pair", "[core][factors]", float, double) {
   const auto factors = Factors<TestType>::zero(5, 4, 2);
   CHECK(factors.A == ColMatrix<TestType>::Zero(5, 2));

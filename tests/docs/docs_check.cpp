@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// docs_check <source-dir>: holds README.md and docs/**/*.md to the files that they quote. The rules:
+// docs_check <source-dir>: holds the READMEs and docs/**/*.md to the files that they quote. The rules:
 //   1. A ```cpp block follows a line <!-- code: path#region --> and equals, after dedenting, the lines between
 //      // [region] and // [/region] of that file; without #region, the whole file.
 //   2. A ```text block after a line <!-- output: path --> equals that file.
@@ -175,6 +175,10 @@ int main(int argc, char** argv) {
   }
   root = fs::path{argv[1]};
   std::vector<fs::path> pages{root / "README.md"};
+  for (const char* page :
+       {"examples/README.md", "examples/digits/README.md", "bench/README.md", "tests/golden/README.md"}) {
+    if (fs::exists(root / page)) pages.push_back(root / page);
+  }
   if (fs::exists(root / "docs")) {
     for (const auto& entry : fs::recursive_directory_iterator{root / "docs"}) {
       if (entry.path().extension() == ".md") pages.push_back(entry.path());

@@ -87,8 +87,9 @@ TEST_CASE("AdamW names the hyper-parameter out of range", "[optim]") {
   CHECK(refused({.beta1 = -0.5}) == "AdamW: beta1 must lie in [0, 1), got -0.5");
   CHECK(refused({.beta2 = 1}) == "AdamW: beta2 must lie in [0, 1), got 1");
   CHECK(refused({.beta2 = nan}) == "AdamW: beta2 must lie in [0, 1), got nan");
-  CHECK(refused({.epsilon = 0}) == "AdamW: epsilon must be positive and finite, got 0");
-  CHECK(refused({.epsilon = infinity}) == "AdamW: epsilon must be positive and finite, got inf");
+  CHECK(refused({.epsilon = 0}) == "AdamW: epsilon must be positive, in float too, and finite, got 0");
+  CHECK(refused({.epsilon = 1e-50}) == "AdamW: epsilon must be positive, in float too, and finite, got 1e-50");
+  CHECK(refused({.epsilon = infinity}) == "AdamW: epsilon must be positive, in float too, and finite, got inf");
   CHECK(refused({.weight_decay = -0.1}) == "AdamW: weight_decay must be finite and not negative, got -0.1");
   CHECK(refused({.weight_decay = nan}) == "AdamW: weight_decay must be finite and not negative, got nan");
 }

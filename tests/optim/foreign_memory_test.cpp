@@ -25,8 +25,8 @@ void check_strided(const Method& method) {
     const Factors<Scalar> gradient = random_factors<Scalar>(n, m, r, random);
     const Strided<Scalar, Eigen::ColMajor> gradient_A(gradient.A);
     const Strided<Scalar, Eigen::RowMajor> gradient_B(gradient.B);
-    contiguous.step(factors, gradient, 0.5);
-    strided.step({A.view(), B.view()}, {gradient_A.view(), gradient_B.view()}, 0.5);
+    contiguous.step(factors, gradient, 0.5, 1);
+    strided.step({A.view(), B.view()}, {gradient_A.view(), gradient_B.view()}, 0.5, 1);
   }
   CHECK(same_bits(A.view(), factors.A));
   CHECK(same_bits(B.view(), factors.B));
@@ -81,10 +81,10 @@ TEMPLATE_TEST_CASE("a trainer's raw buffers are stepped through views of pointer
 
   Optimizer<LoraPlus<>, TestType> optimizer(LoraPlus{AdamW{}}, n, m, r);
   optimizer.step(FactorsView<TestType>{{a.data(), n, r}, {b.data(), r, m}},
-                 ConstFactorsView<TestType>{{gradient_a.data(), n, r}, {gradient_b.data(), r, m}}, 2);
+                 ConstFactorsView<TestType>{{gradient_a.data(), n, r}, {gradient_b.data(), r, m}}, 2, 1);
 
   Factors<TestType> ours = start;
-  Optimizer<LoraPlus<>, TestType>(LoraPlus{AdamW{}}, n, m, r).step(ours, gradient, 2);
+  Optimizer<LoraPlus<>, TestType>(LoraPlus{AdamW{}}, n, m, r).step(ours, gradient, 2, 1);
   CHECK(same_bits(ColMatrix<TestType>(Columns<TestType>(a.data(), n, r)), ours.A));
   CHECK(same_bits(RowMatrix<TestType>(Rows<TestType>(b.data(), r, m)), ours.B));
 }

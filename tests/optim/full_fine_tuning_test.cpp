@@ -66,9 +66,10 @@ TEST_CASE("full fine-tuning says what is wrong with a step", "[optim]") {
   CHECK(message_of<ConfigError>([&] { method.step(state, weight, gradient, nan); }) ==
         "FullFineTuning::step: rate must be finite and not negative, got nan");
   FullFineTuning bad{AdamW{.epsilon = 0}};
-  CHECK(message_of<ConfigError>([&] { bad.init(weight); }) == "AdamW: epsilon must be positive and finite, got 0");
+  CHECK(message_of<ConfigError>([&] { bad.init(weight); }) ==
+        "AdamW: epsilon must be positive, in float too, and finite, got 0");
   CHECK(message_of<ConfigError>([&] { bad.step(state, weight, gradient); }) ==
-        "AdamW: epsilon must be positive and finite, got 0");
+        "AdamW: epsilon must be positive, in float too, and finite, got 0");
 }
 
 TEST_CASE("a row-major weight is described to its owner as it was handed over", "[optim]") {

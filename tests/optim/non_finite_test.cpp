@@ -30,11 +30,11 @@ void check_method(const Method& method, const std::string& name) {
   auto factors = random_factors<Scalar>(n, m, r, random);
   const auto gradient = random_factors<Scalar>(n, m, r, random);
   Optimizer<Method, Scalar> optimizer(method, n, m, r);
-  optimizer.step(factors, gradient, 2);
+  optimizer.step(factors, gradient, 2, 1);
   const auto factors_before = factors;
   const auto state_before = optimizer.state();
   const auto refused = [&](const Factors<Scalar>& bad) {
-    const auto message = message_of<NumericalError>([&] { optimizer.step(factors, bad, 2); });
+    const auto message = message_of<NumericalError>([&] { optimizer.step(factors, bad, 2, 1); });
     CHECK(same_bits(factors, factors_before));
     CHECK(optimizer.state() == state_before);
     return message;

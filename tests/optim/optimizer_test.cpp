@@ -132,7 +132,7 @@ TEST_CASE("the method of an optimizer may be changed between steps", "[optim]") 
   const auto gradient = random_factors<double>(n, m, r, random);
   Optimizer<PerFactor<Sgd>, double> optimizer(PerFactor{Sgd{.learning_rate = 1}}, n, m, r);
   optimizer.method().rule.learning_rate = 0;
-  optimizer.step(factors, gradient, 1);
+  optimizer.step(factors, gradient, 1, 1);
   CHECK(same_bits(factors, start));
   CHECK(std::as_const(optimizer).method().rule.learning_rate == 0);
 }
@@ -142,9 +142,33 @@ TEST_CASE("a momentum that is switched on after the state was made is refused, n
   const auto gradient = Factors<double>::zero(n, m, r);
   Optimizer<PerFactor<Sgd>, double> optimizer(PerFactor{Sgd{}}, n, m, r);
   optimizer.method().rule.momentum = 0.9;
-  CHECK(message_of<ConfigError>([&] { optimizer.step(factors, gradient, 1); }) ==
+  CHECK(message_of<ConfigError>([&] { optimizer.step(factors, gradient, 1, 1); }) ==
         "Sgd: momentum must stay 0 with a state that was made without it, got 0.9");
   CHECK(optimizer.state().A.steps == 0);
+}
+
+TEST_CASE("a state of other shapes is refused before either factor moves", "[optim]") {
+  Random random{16};
+  auto factors = random_factors<double>(n, m, r, random);
+  const auto start = factors, gradient = random_factors<double>(n, m, r, random);
+  const auto refused = [&](const auto& method, auto state) {
+    Optimizer<std::remove_cvref_t<decltype(method)>, double> optimizer(method, state);
+    const auto message = message_of<ShapeError>([&] { optimizer.step(factors, gradient, 1, 1); });
+    CHECK(same_bits(factors, start));
+    CHECK(optimizer.state() == state);
+    return message;
+  };
+  const PerFactor<> adamw;
+  auto moments = adamw.init<double>(n, m, r);
+  moments.B.square.resize(m, r + 1);
+  moments.B.square.setZero();
+  CHECK(refused(adamw, moments) == "AdamW: square of the state must be 11 x 4, got 11 x 5");
+  CHECK(refused(adamw, adamw.init<double>(n + 1, m, r)) == "PerFactor::step: factors A must be 14 x 4, got 13 x 4");
+  const PerFactor momentum{Sgd{.momentum = 0.9}};
+  auto velocity = momentum.init<double>(n, m, r);
+  velocity.B.velocity.resize(2, 2);
+  velocity.B.velocity.setZero();
+  CHECK(refused(momentum, velocity) == "Sgd: velocity of the state must be 11 x 4, got 2 x 2");
 }
 
 TEST_CASE("an optimizer passes on what its method refuses", "[optim]") {

@@ -52,8 +52,8 @@ TEMPLATE_TEST_CASE("optimizer steps and clipping allocate nothing", "[optim]", f
   const auto check = [&](const auto& method) {
     Optimizer<std::decay_t<decltype(method)>, TestType> optimizer(method, n, m, r);
     CHECK(allocations_in([&] {
-            optimizer.step(factors, gradients[0], 2);
-            optimizer.step(factors, gradients[1], 2);
+            optimizer.step(factors, gradients[0], 2, 1);
+            optimizer.step(factors, gradients[1], 2, 1);
           }) == 0);
   };
   check(PerFactor{AdamW{}});

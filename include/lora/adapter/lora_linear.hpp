@@ -43,8 +43,9 @@ struct LoraConfig {
 ///     Q = s dY B^T,   G_A += X^T Q,   G_B += s (X A)^T dY,   dX = dY W0^T + Q A^T
 ///
 /// Cost over the frozen products: 6 b r (n + m) flops a step. Never forms A B or any other n x m matrix; allocates
-/// nothing once `saved` has seen the largest batch. Starts with A = B = 0: call `initialize`, or `set_factors`.
-/// After an initializer with an offset (LoRA-GA, PiSSA) the branch is s ((X A) B - (X A0) B0).
+/// nothing once `saved` has seen the largest batch. Starts with A = B = 0: call `initialize`, or `set_factors`. A base
+/// with a bias of its own (a stacked adapter) hands it on. After an initializer with an offset (LoRA-GA, PiSSA) the
+/// branch is s ((X A) B - (X A0) B0).
 ///
 /// `forward` and `backward` are const: one layer may run in several threads, each with a `Saved` and a gradient of its
 /// own. With the weight in a matrix that outlives the layer: `LoraLinear layer{W0, {.rank = 8}};`.
@@ -59,6 +60,7 @@ class LoraLinear {
   LoraLinear(Base base, LoraConfig config)
       : base_(std::move(base)), config_(config), scale_(checked_scale(base_, config)) {
     factors_ = Factors<Scalar>::zero(in_features(), out_features(), config.rank);
+    if constexpr (requires { base_.bias(); }) bias_.assign(base_.bias().begin(), base_.bias().end());
   }
 
   // ---- what it is ----
@@ -96,8 +98,8 @@ class LoraLinear {
     begin(init(base_, gradient, rank(), scale(), random));
   }
 
-  /// The trainable pair, as a view: values can be written, shapes cannot.
-  /// \throws StateError  while merged: the base would keep the old product.
+  /// The trainable pair, as a view: values can be written, shapes cannot. The memory stays in place for the layer's
+  /// life. \throws StateError  while merged: the base would keep the old product.
   FactorsView<Scalar> factors() {
     require_unmerged("factors");
     return factors_;
@@ -125,11 +127,16 @@ class LoraLinear {
   /// backward. \throws ConfigError  not finite. \throws StateError  while merged.
   void set_scale(double scale) {
     require_unmerged("set_scale");
-    detail::require<ConfigError>(std::isfinite(scale), "LoraLinear::set_scale: scale must be finite, got ", scale);
+    detail::require<ConfigError>(std::isfinite(static_cast<Scalar>(scale)),
+                                 "LoraLinear::set_scale: scale must be finite, got ", scale);
     scale_ = scale;
   }
   void enable() { enabled_ = true; }
-  void disable() { enabled_ = false; }  ///< from now on the base alone; nothing is lost
+  /// From now on the base alone; nothing is lost. \throws StateError  while merged: the branch is in the base.
+  void disable() {
+    require_unmerged("disable");
+    enabled_ = false;
+  }
   bool enabled() const { return enabled_; }
 
   /// The bias of the frozen layer (m numbers, or none to remove it), passed through and never trained.
@@ -165,21 +172,19 @@ class LoraLinear {
     run_backward(dY, saved, gradient, &dX);
   }
 
-  // ---- the layer as an operator: no bias, no dropout; allocates b x r scratch ----
+  // ---- the layer as an operator: no bias, no dropout ----
 
   Index rows() const { return in_features(); }
   Index cols() const { return out_features(); }
   void multiply(const ConstRows<Scalar>& X, Rows<Scalar> Y) const {
     base_.multiply(X, Y);
-    if (!active()) return;
-    Saved saved;
-    add_branch(X, Y, saved);
+    if (active()) add_branch(X, Y, scratch());
   }
   void multiply_transposed(const ConstRows<Scalar>& dY, Rows<Scalar> dX) const {
     base_.multiply_transposed(dY, dX);
     if (!active()) return;
-    Saved saved;
-    add_branch_transposed(dY, scale_, saved, dX);
+    const auto Q = input_side(dY, scale_, scratch());
+    add_branch_transposed(dY, scale_, Q, dX);
   }
 
   // ---- merging ----
@@ -243,7 +248,8 @@ class LoraLinear {
     detail::require_factors(factors, in_features(), out_features(), rank(), "LoraLinear::initialize: start");
     detail::require_finite(factors, "LoraLinear::initialize: start");
     initial_ = start.offset == Offset::SubtractInitial ? start.factors : Factors<Scalar>();
-    factors_ = std::move(start.factors);
+    factors_.A = start.factors.A;  // copied, not moved: views of the factors stay where they were
+    factors_.B = start.factors.B;
   }
 
   void run(const ConstRows<Scalar>& X, Rows<Scalar> Y, Saved& saved, Random* random) const {
@@ -252,6 +258,7 @@ class LoraLinear {
     detail::require_shape(Y, X.rows(), out_features(), "LoraLinear::forward: Y");
     detail::require<ShapeError>(X.size() == 0 || X.data() != Y.data(),
                                 "LoraLinear::forward: Y must not lie in X's memory, got the same address");
+    saved.branch = Branch::NoForward;  // until all is there
     base_.multiply(X, Y);
     if (!bias_.empty()) Y.rowwise() += Eigen::Map<const Eigen::RowVectorX<Scalar>>(bias_.data(), out_features());
     saved.tokens = X.rows();
@@ -259,9 +266,9 @@ class LoraLinear {
     saved.X = X.data();
     saved.X_stride = X.outerStride();
     saved.scale = scale_;
-    saved.branch = Branch::Off;
-    if (!active()) return;
-    if (random != nullptr && config_.dropout > 0) {
+    if (!active()) {
+      saved.branch = Branch::Off;
+    } else if (random != nullptr && config_.dropout > 0) {
       draw_mask(saved, *random);
       add_branch(apply_mask(X, saved), Y, saved);
       saved.branch = Branch::Dropped;
@@ -292,18 +299,17 @@ class LoraLinear {
 
     const bool dropped = saved.branch == Branch::Dropped;
     const auto X = saved.input(in_features());
-    auto Q = saved.Q.reshape(saved.tokens, rank());
-    set_product(Q, saved.scale, dY, factors_.B.transpose());
+    const auto Q = input_side(dY, saved.scale, saved);
     add_product(gradient.A, 1, (dropped ? apply_mask(X, saved) : X).transpose(), Q);
     add_product(gradient.B, 1, saved.P.view().transpose(), dY);
     if (dX == nullptr) return;
     if (dropped) {
       auto branch = saved.masked.view();
       branch.setZero();
-      add_branch_transposed(dY, saved.scale, saved, branch);
+      add_branch_transposed(dY, saved.scale, Q, branch);
       dX->array() += branch.array() * saved.mask.view().array();
     } else {
-      add_branch_transposed(dY, saved.scale, saved, *dX);
+      add_branch_transposed(dY, saved.scale, Q, *dX);
     }
   }
 
@@ -319,14 +325,23 @@ class LoraLinear {
     set_product(P0, scale_, X, initial_.A);
     add_product(Y, -1, P0, initial_.B);
   }
-  /// dX += s dY (A B - A0 B0)^T.
-  void add_branch_transposed(const ConstRows<Scalar>& dY, double scale, Saved& saved, Rows<Scalar>& dX) const {
+  /// Q = s dY B^T, in `saved`.
+  Rows<Scalar> input_side(const ConstRows<Scalar>& dY, double scale, Saved& saved) const {
     auto Q = saved.Q.reshape(dY.rows(), rank());
     set_product(Q, scale, dY, factors_.B.transpose());
+    return Q;
+  }
+  /// dX += Q A^T - s dY B0^T A0^T; Q is overwritten where there is an offset.
+  void add_branch_transposed(const ConstRows<Scalar>& dY, double scale, Rows<Scalar> Q, Rows<Scalar>& dX) const {
     add_product(dX, 1, Q, factors_.A.transpose());
     if (initial_.rank() == 0) return;
     set_product(Q, scale, dY, initial_.B.transpose());
     add_product(dX, -1, Q, initial_.A.transpose());
+  }
+  /// For uses of the layer as an operator, in which nothing outlives the call.
+  static Saved& scratch() {
+    thread_local Saved saved;
+    return saved;
   }
 
   void draw_mask(Saved& saved, Random& random) const {

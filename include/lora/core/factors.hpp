@@ -35,8 +35,10 @@ struct Factors {
     A.setZero();
     B.setZero();
   }
-  /// Adds the gradients of another thread or micro-batch. \pre the shapes are the same.
+  /// Adds the gradient of another thread or micro-batch. \throws ShapeError  other shapes.
   Factors& operator+=(const Factors& other) {
+    detail::require_shape(other.A, A.rows(), A.cols(), "Factors: the A that is added");
+    detail::require_shape(other.B, B.rows(), B.cols(), "Factors: the B that is added");
     A += other.A;
     B += other.B;
     return *this;
@@ -79,6 +81,11 @@ struct BasicFactorsView {
   Index out_features() const { return B.cols(); }
   Index rank() const { return A.cols(); }
   Index parameters() const { return A.size() + B.size(); }
+  /// Clears a gradient in foreign memory.
+  void set_zero() requires(!std::is_const_v<Element>) {
+    A.setZero();
+    B.setZero();
+  }
 };
 
 template <Real Scalar>

@@ -8,6 +8,8 @@
 
 namespace lora {
 
+static_assert(EIGEN_VERSION_AT_LEAST(3, 4, 0), "lora: needs Eigen 3.4 or newer");
+
 using Index = Eigen::Index;
 
 /// A scalar to compute in. Factors, gradients and moments are never narrower than float.

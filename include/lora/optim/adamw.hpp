@@ -23,7 +23,7 @@ struct AdamW {
   double learning_rate = 1e-3;  ///< >= 0
   double beta1 = 0.9;           ///< in [0, 1)
   double beta2 = 0.999;         ///< in [0, 1)
-  double epsilon = 1e-8;        ///< > 0
+  double epsilon = 1e-8;        ///< > 0, also once it is rounded to float
   double weight_decay = 0;      ///< >= 0, decoupled: multiplies the learning rate
 
   bool operator==(const AdamW&) const = default;
@@ -43,10 +43,16 @@ struct AdamW {
                                  "AdamW: learning_rate must be finite and not negative, got ", learning_rate);
     detail::require<ConfigError>(beta1 >= 0 && beta1 < 1, "AdamW: beta1 must lie in [0, 1), got ", beta1);
     detail::require<ConfigError>(beta2 >= 0 && beta2 < 1, "AdamW: beta2 must lie in [0, 1), got ", beta2);
-    detail::require<ConfigError>(std::isfinite(epsilon) && epsilon > 0,
-                                 "AdamW: epsilon must be positive and finite, got ", epsilon);
+    detail::require<ConfigError>(std::isfinite(epsilon) && static_cast<float>(epsilon) > 0,
+                                 "AdamW: epsilon must be positive, in float too, and finite, got ", epsilon);
     detail::require<ConfigError>(std::isfinite(weight_decay) && weight_decay >= 0,
                                  "AdamW: weight_decay must be finite and not negative, got ", weight_decay);
+  }
+
+  template <Real Scalar>
+  void check_state(const State<Scalar>& state, Index rows, Index cols) const {
+    detail::require_shape(state.mean, rows, cols, "AdamW: mean of the state");
+    detail::require_shape(state.square, rows, cols, "AdamW: square of the state");
   }
 
   template <Real Scalar>

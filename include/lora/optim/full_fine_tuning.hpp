@@ -51,6 +51,7 @@ struct FullFineTuning {
                                  "FullFineTuning::step: rate must be finite and not negative, got ", rate);
     detail::require<NumericalError>(all_finite(G),
                                     "FullFineTuning::step: gradient must be finite, got NaN or infinity");
+    detail::check_state(rule, state.rule, state.rows, state.cols);
     rule.step(state.rule, W, G, rate);
   }
 

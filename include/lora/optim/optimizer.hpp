@@ -42,10 +42,10 @@ class Optimizer {
 
   bool operator==(const Optimizer&) const = default;
 
-  /// One step of `rate` times the learning rate; `scale` is the s before A B.
+  /// One step of `rate` times the learning rate; `scale` is the s before A B. (Neither has a default: they are easily
+  /// taken for each other.)
   /// \throws ShapeError, ConfigError, NumericalError  and then nothing has changed.
-  void step(const FactorsView<Scalar>& factors, const ConstFactorsView<Scalar>& gradient, double scale,
-            double rate = 1) {
+  void step(const FactorsView<Scalar>& factors, const ConstFactorsView<Scalar>& gradient, double scale, double rate) {
     method_.step(state_, factors, gradient, scale, rate);
   }
   template <HasFactors Layer>

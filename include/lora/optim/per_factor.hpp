@@ -38,6 +38,8 @@ void step_pair(const Rule& rule, double ratio, PairState<Rule, Scalar>& state, c
   rule.check();
   require_factors(ConstFactorsView<Scalar>(factors), state.n, state.m, state.r, name, ": factors");
   require_step(factors, gradient, rate, name);
+  check_state(rule, state.A, state.n, state.r);
+  check_state(rule, state.B, state.m, state.r);
   rule.step(state.A, factors.A, gradient.A, rate);
   rule.step(state.B, transposed(factors.B), transposed(gradient.B), rate * ratio);
 }

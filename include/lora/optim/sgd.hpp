@@ -46,6 +46,14 @@ struct Sgd {
   }
 
   template <Real Scalar>
+  void check_state(const State<Scalar>& state, Index rows, Index cols) const {
+    if (momentum == 0) return;
+    detail::require<ConfigError>(state.velocity.size() > 0,
+                                 "Sgd: momentum must stay 0 with a state that was made without it, got ", momentum);
+    detail::require_shape(state.velocity, rows, cols, "Sgd: velocity of the state");
+  }
+
+  template <Real Scalar>
   State<Scalar> init(Index rows, Index cols) const {
     State<Scalar> state;
     if (momentum > 0) state.velocity = ColMatrix<Scalar>::Zero(rows, cols);
@@ -55,8 +63,6 @@ struct Sgd {
   template <Real Scalar>
   void step(State<Scalar>& state, const std::type_identity_t<Columns<Scalar>>& parameter,
             const std::type_identity_t<ConstColumns<Scalar>>& gradient, double rate) const {
-    detail::require<ConfigError>(momentum == 0 || state.velocity.size() == parameter.size(),
-                                 "Sgd: momentum must stay 0 with a state that was made without it, got ", momentum);
     using Lanes = detail::Lanes<Scalar>;
     const auto minus_lr = Lanes::all(-rate * learning_rate);
     const auto mu = Lanes::all(momentum), decay = Lanes::all(weight_decay);

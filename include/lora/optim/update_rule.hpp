@@ -15,6 +15,7 @@ namespace lora {
 ///
 /// - `check()`: throws ConfigError where a hyper-parameter is out of range.
 /// - `init<Scalar>(rows, cols)`: the state for a parameter of that shape, before the first step.
+/// - `check_state(state, rows, cols)`, optional: throws where a state (from a file, say) does not fit such a parameter.
 /// - `step(state, parameter, gradient, rate)`: one step at `rate` times the rule's learning rate.
 ///
 /// The matrix comes by contiguous columns; a row-major matrix (B) is handed over as its transpose. Rules do arithmetic
@@ -30,6 +31,11 @@ concept UpdateRule = Real<Scalar> && std::copyable<Rule> && std::copyable<typena
 };
 
 namespace detail {
+
+template <class Rule, class State>
+void check_state(const Rule& rule, const State& state, Index rows, Index cols) {
+  if constexpr (requires { rule.check_state(state, rows, cols); }) rule.check_state(state, rows, cols);
+}
 
 /// Calls `visit(parameter, gradient, offset, count)` for every run of at most `Lanes<Scalar>::size` adjacent elements,
 /// with a count known at compile time for the full ones; `offset` counts into a state without gaps.
