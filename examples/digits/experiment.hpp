@@ -96,8 +96,8 @@ class FullStudent {
  public:
   enum class Biases { Frozen, Trained };
 
-  FullStudent(const Base& base, double rate, Biases biases)
-      : network(base), rule_{{.learning_rate = rate}}, biases_(biases) {
+  FullStudent(Base base, double rate, Biases biases)
+      : network(std::move(base)), rule_{{.learning_rate = rate}}, biases_(biases) {
     for (const auto& layer : network.layers) {
       weight_states_.push_back(rule_.init(layer.W));
       bias_states_.push_back(rule_.init(layer.bias));

@@ -140,6 +140,7 @@ void demonstrate(const Options& options) {
       throw CLI::ValidationError("--require", "no method '" + bound.key + "' runs");
   }
   std::vector<Result> results;
+  results.reserve(methods.size());
   for (const auto& method : methods) results.push_back(compare(method, options.settings, progress));
   for (auto& result : results) measure_against(results.front(), result);
 
