@@ -29,15 +29,13 @@ class ResidualLora {
     dX = dY + scale_ * (dY * factors_.B.transpose()) * factors_.A.transpose();
   }
   void forward(const lora::ConstRows<double>& X, lora::Rows<double> Y, Saved& saved) const {
-    saved.X = X.data();
-    saved.X_stride = X.outerStride();
-    saved.tokens = X.rows();
+    saved.remember(X);
     auto P = saved.P.reshape(X.rows(), factors_.rank());
     P = scale_ * (X * factors_.A);
     Y = X + P * factors_.B;
   }
   void backward(const lora::ConstRows<double>& dY, Saved& saved, lora::FactorsView<double> gradient) const {
-    gradient.A += saved.input(rows()).transpose() * (scale_ * dY * factors_.B.transpose());
+    gradient.A += saved.input().transpose() * (scale_ * dY * factors_.B.transpose());
     gradient.B += saved.P.view().transpose() * dY;
   }
   void backward(const lora::ConstRows<double>& dY, Saved& saved, const lora::FactorsView<double>& gradient,

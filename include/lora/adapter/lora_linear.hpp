@@ -261,10 +261,7 @@ class LoraLinear {
     saved.branch = Branch::NoForward;  // until all is there
     base_.multiply(X, Y);
     if (!bias_.empty()) Y.rowwise() += Eigen::Map<const Eigen::RowVectorX<Scalar>>(bias_.data(), out_features());
-    saved.tokens = X.rows();
-    saved.in_features = X.cols();
-    saved.X = X.data();
-    saved.X_stride = X.outerStride();
+    saved.remember(X);
     saved.scale = scale_;
     if (!active()) {
       saved.branch = Branch::Off;
@@ -280,7 +277,7 @@ class LoraLinear {
 
   void run_backward(const ConstRows<Scalar>& dY, Saved& saved, FactorsView<Scalar> gradient, Rows<Scalar>* dX) const {
     detail::require<StateError>(saved.branch != Branch::NoForward && saved.in_features == in_features() &&
-                                    saved.P.view().cols() == expected_rank(saved),
+                                    (saved.branch == Branch::Off || saved.P.view().cols() == rank()),
                                 "LoraLinear::backward: needs the saved state of a forward of this layer, got none");
     detail::require<StateError>(!merged(), "LoraLinear::backward: unmerge before training, got a merged layer");
     detail::require<StateError>(config_.dropout == 0 || saved.branch != Branch::Plain,
@@ -298,7 +295,7 @@ class LoraLinear {
     if (saved.branch == Branch::Off) return;
 
     const bool dropped = saved.branch == Branch::Dropped;
-    const auto X = saved.input(in_features());
+    const auto X = saved.input();
     const auto Q = input_side(dY, saved.scale, saved);
     add_product(gradient.A, 1, (dropped ? apply_mask(X, saved) : X).transpose(), Q);
     add_product(gradient.B, 1, saved.P.view().transpose(), dY);
@@ -312,8 +309,6 @@ class LoraLinear {
       add_branch_transposed(dY, saved.scale, Q, *dX);
     }
   }
-
-  Index expected_rank(const Saved& saved) const { return saved.branch == Branch::Off ? saved.P.view().cols() : rank(); }
 
   /// Y += s (X A) B - s (X A0) B0; leaves P = s X A in `saved`.
   void add_branch(const ConstRows<Scalar>& X, Rows<Scalar>& Y, Saved& saved) const {

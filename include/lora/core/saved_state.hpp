@@ -32,7 +32,15 @@ struct SavedState {
   Buffer<Scalar> mask;    ///< 0 or 1 / (1 - p) (b x n)
   Buffer<Scalar> masked;  ///< X o mask (b x n), scratch
 
-  ConstRows<Scalar> input(Index n) const { return {X, tokens, n, X_stride}; }
+  /// Notes where the activations are.
+  void remember(const ConstRows<Scalar>& activations) {
+    X = activations.data();
+    X_stride = activations.outerStride();
+    tokens = activations.rows();
+    in_features = activations.cols();
+  }
+  /// The activations of the forward (b x n), where they are.
+  ConstRows<Scalar> input() const { return {X, tokens, in_features, X_stride}; }
 };
 
 }  // namespace lora
