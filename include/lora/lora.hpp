@@ -15,9 +15,13 @@
 #include <lora/version.hpp>
 
 // linalg: matrices known by their products
+#include <lora/linalg/batch_gradient.hpp>
 #include <lora/linalg/dense.hpp>
+#include <lora/linalg/gram.hpp>
 #include <lora/linalg/linear_operator.hpp>
 #include <lora/linalg/product.hpp>
+#include <lora/linalg/thin_qr.hpp>
+#include <lora/linalg/truncated_svd.hpp>
 
 // base: what W0 may be
 #include <lora/base/callback_base.hpp>
@@ -26,23 +30,37 @@
 #include <lora/base/view_base.hpp>
 
 // init: how factors start
+#include <lora/init/dense_gradient.hpp>
 #include <lora/init/gaussian.hpp>
+#include <lora/init/gradient_sketch.hpp>
+#include <lora/init/gradient_svd.hpp>
 #include <lora/init/initializer.hpp>
 #include <lora/init/kaiming_uniform.hpp>
+#include <lora/init/orthogonal.hpp>
+#include <lora/init/principal_svd.hpp>
+#include <lora/init/qr_init.hpp>
 #include <lora/init/zeros.hpp>
 
 // optim: how factors move
 #include <lora/optim/adamw.hpp>
 #include <lora/optim/clip.hpp>
+#include <lora/optim/equivalent_gradient.hpp>
 #include <lora/optim/factor_optimizer.hpp>
 #include <lora/optim/full_fine_tuning.hpp>
 #include <lora/optim/lanes.hpp>
+#include <lora/optim/lora_fa.hpp>
+#include <lora/optim/lora_pro.hpp>
 #include <lora/optim/optimizer.hpp>
 #include <lora/optim/per_factor.hpp>
+#include <lora/optim/riemannian.hpp>
 #include <lora/optim/schedule.hpp>
 #include <lora/optim/sgd.hpp>
 #include <lora/optim/update_rule.hpp>
+#include <lora/optim/weight_space.hpp>
 
 // adapter: layers with factors
 #include <lora/adapter/adapter.hpp>
 #include <lora/adapter/lora_linear.hpp>
+
+// analysis: looks at all, used by none
+#include <lora/analysis/alignment.hpp>

@@ -45,7 +45,7 @@ struct LoraConfig {
 /// Cost over the frozen products: 6 b r (n + m) flops a step. Never forms A B or any other n x m matrix; allocates
 /// nothing once `saved` has seen the largest batch. Starts with A = B = 0: call `initialize`, or `set_factors`. A base
 /// with a bias of its own (a stacked adapter) hands it on. After an initializer with an offset (LoRA-GA, PiSSA) the
-/// branch is s ((X A) B - (X A0) B0).
+/// branch is s ((X A) B - (X A0) B0), 4 b r (n + m) flops more a step; `bake` moves the offset into an owned base.
 ///
 /// `forward` and `backward` are const: one layer may run in several threads, each with a `Saved` and a gradient of its
 /// own. With the weight in a matrix that outlives the layer: `LoraLinear layer{W0, {.rank = 8}};`.
@@ -83,10 +83,11 @@ class LoraLinear {
   // ---- factors ----
 
   /// Sets the factors to the initializer's start. Equal seeds give equal bits on every platform.
-  /// \throws StateError  while merged. \throws ShapeError, NumericalError  the initializer's result is unfit.
+  /// \throws StateError  while merged, or baked. \throws ShapeError, NumericalError  the initializer's result is unfit.
   template <Initializer<Base> Init>
   void initialize(const Init& init, Random& random) {
     require_unmerged("initialize");
+    require_unbaked("initialize");
     begin(init(base_, rank(), scale(), random));
   }
   /// The same for an initializer that needs the gradient G (n x m) with respect to the weight.
@@ -94,6 +95,7 @@ class LoraLinear {
   template <LinearOperator Gradient, GradientInitializer<Base, Gradient> Init>
   void initialize(const Init& init, const Gradient& gradient, Random& random) {
     require_unmerged("initialize");
+    require_unbaked("initialize");
     detail::require_shape(gradient, in_features(), out_features(), "LoraLinear::initialize: gradient");
     begin(init(base_, gradient, rank(), scale(), random));
   }
@@ -124,17 +126,21 @@ class LoraLinear {
 
   double scale() const { return scale_; }
   /// Overrides s at run time (0 silences the branch, a negative s subtracts it); a forward keeps its own s for its
-  /// backward. \throws ConfigError  not finite. \throws StateError  while merged.
+  /// backward. \throws ConfigError  not finite. \throws StateError  while merged; once baked, for the base holds s A0
+  /// B0.
   void set_scale(double scale) {
     require_unmerged("set_scale");
+    require_unbaked("set_scale");
     detail::require<ConfigError>(std::isfinite(static_cast<Scalar>(scale)),
                                  "LoraLinear::set_scale: scale must be finite, got ", scale);
     scale_ = scale;
   }
   void enable() { enabled_ = true; }
-  /// From now on the base alone; nothing is lost. \throws StateError  while merged: the branch is in the base.
+  /// From now on the base alone; nothing is lost. \throws StateError  while merged, the branch is in the base; once
+  /// baked, the base is no longer the one that was given.
   void disable() {
     require_unmerged("disable");
+    require_unbaked("disable");
     enabled_ = false;
   }
   bool enabled() const { return enabled_; }
@@ -161,7 +167,8 @@ class LoraLinear {
     run(X, Y, saved, &random);
   }
 
-  /// Adds the gradients of A and B to `gradient`, without computing dX (the first layer of a network).
+  /// Adds the gradients of A and B to `gradient`, without computing dX (the first layer of a network). A gradient view
+  /// with an A of 0 x r asks for B's alone (LoRA-FA): X is not read again and, without dropout, may be gone.
   /// \throws StateError  `saved` holds no forward of this layer; the layer is merged; a layer with dropout ran without
   /// a generator. \throws ShapeError  dY not b x m, gradient not n x r and r x m.
   void backward(const ConstRows<Scalar>& dY, Saved& saved, FactorsView<Scalar> gradient) const {
@@ -190,28 +197,36 @@ class LoraLinear {
   // ---- merging ----
 
   /// The low-rank difference to the base as an ordinary pair: (A, B), after an offset start ([A A0], [B; -B0]) of rank
-  /// 2r. The layer's weight is W0 + scale() A B of this pair, for the base as it was given.
-  Factors<Scalar> delta() const {
-    if (initial_.rank() == 0) return factors_;
-    auto both = Factors<Scalar>::zero(in_features(), out_features(), 2 * rank());
-    both.A << factors_.A, initial_.A;
-    both.B << factors_.B, -initial_.B;
-    return both;
-  }
+  /// 2r. The layer's weight is W0 + scale() A B of this pair, for the base as it was given (before `bake`).
+  Factors<Scalar> delta() const { return initial_.rank() == 0 ? factors_ : difference(factors_, initial_); }
   /// W0 + s A B (n x m), in memory of its own.
   ColMatrix<Scalar> merged_weight() const {
     ColMatrix<Scalar> weight = to_dense(base_);
     if (merged()) return weight;
-    const auto change = delta();
+    const auto change = branch();
     add_product(weight, scale_, change.A, change.B);
     return weight;
   }
+  /// Puts the offset of a start (LoRA-GA, PiSSA) into the owned base for good, W0 <- W0 - s A0 B0, so that the branch
+  /// costs rank r again; the weight of the layer changes by one rounding an element. From then on the base belongs to
+  /// this adapter. \throws StateError  merged; baked already; a start without an offset.
+  void bake() {
+    static_assert(
+        requires(Base & base, const Factors<Scalar>& pair) { base.bake(pair, 1.0); },
+        "lora: bake needs a base that owns its weight (OwnedBase); a view is never written");
+    require_unmerged("bake");
+    require_unbaked("bake");
+    detail::require<StateError>(initial_.rank() > 0, "LoraLinear::bake: needs a start with an offset, got none");
+    base_.bake(initial_, -scale_);
+    baked_ = true;
+  }
+  bool baked() const { return baked_; }
   /// Puts the adapter into the owned base, so that forward costs the base product alone. Training needs `unmerge`.
   /// \throws StateError  merged already.
   void merge() {
     static_assert(MergeableBase<Base>,
                   "lora: merge needs a base that owns its weight (OwnedBase); a view is never written");
-    base_.merge(delta(), scale_);
+    base_.merge(branch(), scale_);
   }
   /// Restores the base bit for bit.
   /// \throws StateError  not merged.
@@ -241,7 +256,14 @@ class LoraLinear {
   void require_unmerged(const char* function) const {
     detail::require<StateError>(!merged(), "LoraLinear::", function, ": unmerge first, got a merged layer");
   }
+  void require_unbaked(const char* function) const {
+    detail::require<StateError>(!baked_, "LoraLinear::", function,
+                                ": needs the base as it was given, got one with an offset baked into it");
+  }
   bool active() const { return enabled_ && !merged(); }
+  bool has_offset() const { return initial_.rank() > 0 && !baked_; }
+  /// What the layer adds to the base as it is now.
+  Factors<Scalar> branch() const { return baked_ ? factors_ : delta(); }
 
   void begin(Start<Scalar> start) {
     const ConstFactorsView<Scalar> factors(start.factors);
@@ -284,7 +306,8 @@ class LoraLinear {
                                 "LoraLinear::backward: training with dropout needs forward(X, Y, saved, random), got a "
                                 "forward without a generator");
     detail::require_shape(dY, saved.tokens, out_features(), "LoraLinear::backward: dY");
-    detail::require_factors(ConstFactorsView<Scalar>(gradient), in_features(), out_features(), rank(),
+    const bool A_moves = gradient.A.rows() > 0;
+    detail::require_factors(ConstFactorsView<Scalar>(gradient), A_moves ? in_features() : 0, out_features(), rank(),
                             "LoraLinear::backward: gradient");
     if (dX != nullptr) {
       detail::require_shape(*dX, saved.tokens, in_features(), "LoraLinear::backward: dX");
@@ -297,7 +320,7 @@ class LoraLinear {
     const bool dropped = saved.branch == Branch::Dropped;
     const auto X = saved.input();
     const auto Q = input_side(dY, saved.scale, saved);
-    add_product(gradient.A, 1, (dropped ? apply_mask(X, saved) : X).transpose(), Q);
+    if (A_moves) add_product(gradient.A, 1, (dropped ? apply_mask(X, saved) : X).transpose(), Q);
     add_product(gradient.B, 1, saved.P.view().transpose(), dY);
     if (dX == nullptr) return;
     if (dropped) {
@@ -315,7 +338,7 @@ class LoraLinear {
     auto P = saved.P.reshape(X.rows(), rank());
     set_product(P, scale_, X, factors_.A);
     add_product(Y, 1, P, factors_.B);
-    if (initial_.rank() == 0) return;
+    if (!has_offset()) return;
     auto P0 = saved.Q.reshape(X.rows(), rank());
     set_product(P0, scale_, X, initial_.A);
     add_product(Y, -1, P0, initial_.B);
@@ -329,7 +352,7 @@ class LoraLinear {
   /// dX += Q A^T - s dY B0^T A0^T; Q is overwritten where there is an offset.
   void add_branch_transposed(const ConstRows<Scalar>& dY, double scale, Rows<Scalar> Q, Rows<Scalar>& dX) const {
     add_product(dX, 1, Q, factors_.A.transpose());
-    if (initial_.rank() == 0) return;
+    if (!has_offset()) return;
     set_product(Q, scale, dY, initial_.B.transpose());
     add_product(dX, -1, Q, initial_.A.transpose());
   }
@@ -356,7 +379,7 @@ class LoraLinear {
   double scale_;
   Factors<Scalar> factors_, initial_;
   std::vector<Scalar> bias_;
-  bool enabled_ = true;
+  bool enabled_ = true, baked_ = false;
 };
 
 // A matrix that outlives the layer is viewed, a temporary one is taken over.

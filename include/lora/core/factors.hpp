@@ -93,6 +93,21 @@ using FactorsView = BasicFactorsView<Scalar>;
 template <Real Scalar>
 using ConstFactorsView = BasicFactorsView<const Scalar>;
 
+/// A B - A0 B0 as one pair of rank 2r: ([A A0], [B; -B0]), without a rounding.
+/// \throws ShapeError  pairs of different weights.
+template <Real Scalar>
+Factors<Scalar> difference(const Factors<Scalar>& factors, const Factors<Scalar>& initial) {
+  detail::require<ShapeError>(
+      factors.in_features() == initial.in_features() && factors.out_features() == initial.out_features(),
+      "difference: both products must be of one shape, got ",
+      detail::Shape{factors.in_features(), factors.out_features()}, " and ",
+      detail::Shape{initial.in_features(), initial.out_features()});
+  auto both = Factors<Scalar>::zero(factors.in_features(), factors.out_features(), factors.rank() + initial.rank());
+  both.A << factors.A, initial.A;
+  both.B << factors.B, -initial.B;
+  return both;
+}
+
 namespace detail {
 
 /// Throws NumericalError where a factor holds NaN or infinity; `name` as in "LoraPlus::step: gradient".

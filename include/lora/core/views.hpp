@@ -7,6 +7,7 @@
 
 #include <Eigen/Core>
 
+#include <cstdint>
 #include <type_traits>
 
 namespace lora {
@@ -122,6 +123,29 @@ class View
     return data;
   }
 };
+
+namespace detail {
+
+/// Do two views have an element in common? Exact where their strides are equal; where they differ, views whose address
+/// ranges meet count as overlapping.
+template <class Left, int LeftOrder, class Right, int RightOrder>
+bool overlap(const View<Left, LeftOrder>& left, const View<Right, RightOrder>& right) {
+  static_assert(sizeof(Left) == sizeof(Right));
+  if (left.size() == 0 || right.size() == 0) return false;
+  const auto size = static_cast<std::intptr_t>(sizeof(Left));
+  const auto first = [](const auto& view) { return reinterpret_cast<std::intptr_t>(view.data()); };
+  const auto last = [&](const auto& view) {
+    return first(view) + size * ((view.outerSize() - 1) * view.outerStride() + view.innerSize());
+  };
+  if (last(left) <= first(right) || last(right) <= first(left)) return false;
+  const Index stride = left.outerStride();
+  if (stride < 1 || right.outerStride() != stride || (first(right) - first(left)) % size != 0) return true;
+  const auto apart = (first(right) - first(left)) / size;
+  const Index shift = static_cast<Index>((apart % stride + stride) % stride);  // of right's lines behind left's
+  return shift < left.innerSize() || shift + right.innerSize() > stride;
+}
+
+}  // namespace detail
 
 /// Activations and `B`: b x n, row-major, PyTorch's bytes; strided rows (a slice of a fused output) are welcome.
 template <Real Scalar>

@@ -2,10 +2,13 @@
 // `LinearOperator`, the one contract under bases, gradients, adapters and differences of weights.
 #pragma once
 
+#include <lora/core/error.hpp>
+#include <lora/core/finite.hpp>
 #include <lora/core/matrix.hpp>
 #include <lora/core/views.hpp>
 
 #include <concepts>
+#include <string_view>
 
 namespace lora {
 
@@ -34,6 +37,23 @@ void require_multiply(Index rows, Index cols, const ConstRows<Scalar>& in, const
   require<ShapeError>(in.cols() == rows, name, ": input must have ", rows, " columns, got ", shape(in));
   require<ShapeError>(out.rows() == in.rows() && out.cols() == cols, name, ": output must be ", in.rows(), " x ", cols,
                       ", got ", shape(out));
+}
+
+/// Checks one batch for the gradient X^T dY of a weight of rows x cols.
+template <Real Scalar>
+void require_batch(Index rows, Index cols, const ConstRows<Scalar>& X, const ConstRows<Scalar>& dY,
+                   std::string_view name) {
+  require<ShapeError>(X.cols() == rows, name, ": X must be b x ", rows, ", got ", shape(X));
+  require_shape(dY, X.rows(), cols, name, ": dY");
+  require<NumericalError>(all_finite(X), name, ": X must be finite, got NaN or infinity");
+  require<NumericalError>(all_finite(dY), name, ": dY must be finite, got NaN or infinity");
+}
+
+/// Checks a formed gradient of a weight of rows x cols.
+template <class Element, int Order>
+void require_gradient(Index rows, Index cols, const View<Element, Order>& G, std::string_view name) {
+  require_shape(G, rows, cols, name, ": gradient");
+  require<NumericalError>(all_finite(G), name, ": gradient must be finite, got NaN or infinity");
 }
 
 }  // namespace detail

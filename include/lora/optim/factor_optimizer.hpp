@@ -31,13 +31,22 @@ concept FactorOptimizer = Real<Scalar> && std::copyable<Method> &&
 
 namespace detail {
 
+inline void require_rate(double rate, const char* name) {
+  require<ConfigError>(std::isfinite(rate) && rate >= 0, name, ": rate must be finite and not negative, got ", rate);
+}
+
 /// The checks that every factor optimizer makes before a step; `name` as in "LoraPlus::step".
 template <Real Scalar>
 void require_step(const FactorsView<Scalar>& factors, const ConstFactorsView<Scalar>& gradient, double rate,
                   const char* name) {
   require_factors(gradient, factors.in_features(), factors.out_features(), factors.rank(), name, ": gradient");
-  require<ConfigError>(std::isfinite(rate) && rate >= 0, name, ": rate must be finite and not negative, got ", rate);
+  require_rate(rate, name);
   require_finite(gradient, name, ": gradient");
+}
+
+/// For optimizers that divide by the s before A B.
+inline void require_scale(double scale, const char* name) {
+  require<ConfigError>(std::isfinite(scale) && scale != 0, name, ": scale must be finite and not zero, got ", scale);
 }
 
 }  // namespace detail

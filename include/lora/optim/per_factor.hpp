@@ -77,6 +77,9 @@ PerFactor(Rule) -> PerFactor<Rule>;
 /// \see PEFT, optimizers/loraplus.py, `create_loraplus_optimizer` (the same two groups).
 template <class Rule = AdamW>
 struct LoraPlus {
+  static_assert(UpdateRule<Rule, float>,
+                "lora: LoRA+ needs an update rule of one matrix; an optimizer of the pair (LoRA-Pro) balances A and B "
+                "itself, and a ratio would correct twice");
   Rule rule{};
   double ratio = 16;  ///< lambda; the paper's 16, > 1 in its theory
 

@@ -53,5 +53,14 @@ void for_each_lanes(const Columns<Scalar>& parameter, const ConstColumns<Scalar>
   }
 }
 
+/// y <- a y + b x, with the same bits wherever y lies.
+template <Real Scalar>
+void blend(const Columns<Scalar>& y, double a, const ConstColumns<Scalar>& x, double b) {
+  const auto keep = Lanes<Scalar>::all(a), take = Lanes<Scalar>::all(b);
+  for_each_lanes<Scalar>(y, x, [&](Scalar* to, const Scalar* from, Index /*offset*/, auto count) {
+    multiply_add(take, Lanes<Scalar>::load(from, count), keep * Lanes<Scalar>::load(to, count)).store(to, count);
+  });
+}
+
 }  // namespace detail
 }  // namespace lora

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: MIT
+// Included into every test by the build: the expensive templates are compiled once, in instances.cpp,
+// instead of in every file. Saves 2 s in each file, 10 s in those with decompositions; nothing else depends on it.
+#pragma once
+
+#include <lora/linalg/gram.hpp>
+#include <lora/linalg/product.hpp>
+#include <lora/linalg/thin_qr.hpp>
+#include <lora/linalg/truncated_svd.hpp>
+
+#ifndef LORA_TEST_INSTANCE
+#define LORA_TEST_INSTANCE extern template
+#endif
+
+#define LORA_TEST_PRODUCT(Scalar, Y, L, R)                                   \
+  LORA_TEST_INSTANCE void lora::detail::add_viewed_product<Scalar, Y, L, R>( \
+      lora::View<Scalar, Y>, Scalar, const lora::View<const Scalar, L>&, const lora::View<const Scalar, R>&);
+#define LORA_TEST_PRODUCTS(Scalar, Y) \
+  LORA_TEST_PRODUCT(Scalar, Y, 0, 0)  \
+  LORA_TEST_PRODUCT(Scalar, Y, 0, 1)  \
+  LORA_TEST_PRODUCT(Scalar, Y, 1, 0)  \
+  LORA_TEST_PRODUCT(Scalar, Y, 1, 1)
+#define LORA_TEST_SCALAR(Scalar)                                                                 \
+  LORA_TEST_PRODUCTS(Scalar, 0)                                                                  \
+  LORA_TEST_PRODUCTS(Scalar, 1)                                                                  \
+  LORA_TEST_INSTANCE lora::ThinQr<Scalar> lora::thin_qr<Scalar>(const lora::ColMatrix<Scalar>&); \
+  LORA_TEST_INSTANCE lora::TruncatedSvd<Scalar> lora::detail::wide_svd<Scalar>(const lora::RowMatrix<Scalar>&);
+
+LORA_TEST_SCALAR(float)
+LORA_TEST_SCALAR(double)
+LORA_TEST_INSTANCE Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd>&
+Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd>::compute<Eigen::MatrixXd>(const Eigen::EigenBase<Eigen::MatrixXd>&, int);
