@@ -12,6 +12,7 @@
 #include <functional>
 #include <limits>
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -26,6 +27,7 @@ struct Settings {
   double alpha = 8;
   int rates_per_decade = 6;
   Index pretrain_steps = 150;
+  Index start_images = 128;  // of the training set, for LoRA-GA's gradient
 
   lora::LoraConfig adapter() const { return {.rank = rank, .alpha = alpha, .scaling = lora::Scaling::RankStabilized}; }
   lora::Schedule schedule() const {
@@ -38,6 +40,7 @@ using Base = Network<DenseLayer>;
 /// One training: the loss on the whole training set before and after every step, and the score on unseen images.
 struct Run {
   std::vector<double> training_loss;  // steps + 1 values; in a sweep only the last one
+  std::vector<double> alignment;      // a value a step, of adapters; none in a sweep
   Score test;
   double final_loss() const { return training_loss.back(); }
 };
@@ -55,12 +58,16 @@ struct Method {
 
 // ---- what is trained, and how it steps ----------------------------------------------------------------------------
 
+/// How the factors start: A random and B = 0, LoRA-GA, PiSSA.
+enum class Start { Kaiming, GradientSvd, PrincipalSvd };
+
 /// LoRA on every layer of the base, the weights of which are only viewed.
 template <class FactorMethod>
 class AdapterStudent {
  public:
-  AdapterStudent(const Base& base, const Settings& settings, const FactorMethod& method, lora::Random& random)
-      : network(adapt(base, settings, random)) {
+  AdapterStudent(const Base& base, const Task& task, const Settings& settings, Start start, const FactorMethod& method,
+                 std::uint64_t seed)
+      : network(adapt(base, task, settings, start, seed)) {
     for (const auto& layer : network.layers) optimizers_.emplace_back(method, layer);
   }
   void step(double rate) {
@@ -77,18 +84,71 @@ class AdapterStudent {
   Network<Layer> network;
 
  private:
-  static Network<Layer> adapt(const Base& base, const Settings& settings, lora::Random& random) {
+  static Network<Layer> adapt(const Base& base, const Task& task, const Settings& settings, Start start,
+                              std::uint64_t seed) {
+    lora::Random random(seed);
+    const auto images = Batches(task.train, settings.start_images, seed).next();
+    Base copy = base;
+    if (start == Start::GradientSvd) copy.differentiate(images);
     std::vector<Layer> layers;
-    for (const auto& dense : base.layers) {
+    for (std::size_t k = 0; k < base.layers.size(); ++k) {
+      const auto& dense = base.layers[k];
       Layer layer(dense.W, settings.adapter());
       layer.set_bias({dense.bias.data(), static_cast<std::size_t>(dense.bias.size())});
-      layer.initialize(lora::KaimingUniform{}, random);
+      switch (start) {
+        case Start::Kaiming:
+          layer.initialize(lora::KaimingUniform{}, random);
+          break;
+        case Start::GradientSvd:
+          layer.initialize(lora::GradientSvd{}, copy.weight_gradient(k), random);
+          break;
+        case Start::PrincipalSvd:
+          layer.initialize(lora::PrincipalSvd{}, random);
+          break;
+      }
       layers.push_back(std::move(layer));
     }
     return Network<Layer>(std::move(layers));
   }
 
   std::vector<lora::Optimizer<FactorMethod, float>> optimizers_;
+};
+
+/// Beside each layer of an adapter, the step that full fine-tuning by AdamW would take on the same gradient.
+class FullStepBeside {
+ public:
+  template <class Layer>
+  explicit FullStepBeside(const Network<Layer>& network) : meters_(network.layers.size()) {
+    for (const auto& layer : network.layers) {
+      wanted_.emplace_back(layer.in_features(), layer.out_features());
+      states_.push_back(rule_.init(wanted_.back()));
+    }
+  }
+  /// After `differentiate`, before the step.
+  template <class Layer>
+  void before(const Network<Layer>& network) {
+    for (std::size_t k = 0; k < meters_.size(); ++k) {
+      meters_[k].begin(network.layers[k].factors());
+      wanted_[k].setZero();
+      rule_.step(states_[k], wanted_[k], lora::to_dense(network.weight_gradient(k)));
+    }
+  }
+  /// After the step: the cosine between the two steps of the weight, as a mean over the layers.
+  template <class Layer>
+  double after(const Network<Layer>& network) const {
+    double mean = 0;
+    for (std::size_t k = 0; k < meters_.size(); ++k) {
+      const auto& layer = network.layers[k];
+      mean += meters_[k].measure(layer.factors(), layer.scale(), lora::ViewBase(wanted_[k])).cosine;
+    }
+    return mean / static_cast<double>(meters_.size());
+  }
+
+ private:
+  lora::FullFineTuning<lora::AdamW> rule_{{.learning_rate = 1}};
+  std::vector<lora::AlignmentMeter<float>> meters_;
+  std::vector<lora::ColMatrix<float>> wanted_;
+  std::vector<lora::FullFineTuning<lora::AdamW>::State<float>> states_;
 };
 
 /// Every weight of a copy of the base; the biases too where asked for (they are frozen beside adapters).
@@ -131,11 +191,23 @@ Run train(Student& student, const Task& task, const Settings& settings, std::uin
   const auto schedule = settings.schedule();
   Batches batches(task.train, settings.batch, seed);
   const auto note = [&] { run.training_loss.push_back(student.network.evaluate(task.train).loss); };
+  constexpr bool has_factors = requires { student.network.layers.front().factors(); };
+  std::optional<FullStepBeside> beside;
+  if constexpr (has_factors) {
+    if (record == Record::EveryStep) beside.emplace(student.network);
+  }
   if (record == Record::EveryStep) note();
   for (Index step = 0; step < settings.steps; ++step) {
-    student.network.differentiate(batches.next());
+    const auto batch = batches.next();
+    student.network.differentiate(batch);
     try {
+      if constexpr (has_factors) {
+        if (beside) beside->before(student.network);
+      }
       student.step(schedule(step));
+      if constexpr (has_factors) {
+        if (beside) run.alignment.push_back(beside->after(student.network));
+      }
     } catch (const lora::NumericalError&) {  // diverged: the curve stays at infinity
       run.training_loss.resize(record == Record::EveryStep ? static_cast<std::size_t>(settings.steps) + 1 : 1,
                                std::numeric_limits<double>::infinity());
@@ -161,27 +233,39 @@ inline Base pretrain(const Task& task, Index steps) {
 /// A method that steps the factors of adapters; `make(rate)` gives the factor optimizer at a learning rate.
 template <class Make>
 Method adapter_method(std::string name, std::string key, double usual_rate, const Base& base, const Task& task,
-                      const Settings& settings, Make make) {
-  lora::Random any(0);
-  const auto trainable = AdapterStudent(base, settings, make(usual_rate), any).trainable();
+                      const Settings& settings, Start start, Make make) {
+  const auto trainable = AdapterStudent(base, task, settings, start, make(usual_rate), 0).trainable();
   return {std::move(name), std::move(key), trainable, usual_rate,
-          [&base, &task, &settings, make](double rate, std::uint64_t seed, Record record) {
-            lora::Random random(seed);
-            AdapterStudent student(base, settings, make(rate), random);
+          [&base, &task, &settings, start, make](double rate, std::uint64_t seed, Record record) {
+            AdapterStudent student(base, task, settings, start, make(rate), seed);
             return train(student, task, settings, seed, record);
           }};
 }
 
 /// Every method that the library has. Plain LoRA stands first: the others are measured against it.
 inline std::vector<Method> all_methods(const Base& base, const Task& task, const Settings& settings) {
-  using lora::AdamW;
+  const auto adapter = [&](std::string name, std::string key, double usual_rate, Start start, auto make) {
+    return adapter_method(std::move(name), std::move(key), usual_rate, base, task, settings, start, make);
+  };
+  const auto adamw = [](double rate) { return lora::PerFactor{lora::AdamW{.learning_rate = rate}}; };
+  const auto pro = [](lora::LoraPro::Mode mode) {
+    return [mode](double rate) { return lora::LoraPro{.learning_rate = rate, .mode = mode}; };
+  };
+  using Mode = lora::LoraPro::Mode;
   return {
-      adapter_method("LoRA", "lora", 1e-2, base, task, settings,
-                     [](double rate) { return lora::PerFactor{AdamW{.learning_rate = rate}}; }),
-      adapter_method("LoRA+ (ratio 16)", "lora+", 2e-3, base, task, settings,
-                     [](double rate) {
-                       return lora::LoraPlus{AdamW{.learning_rate = rate}, 16};
-                     }),
+      adapter("LoRA", "lora", 1e-2, Start::Kaiming, adamw),
+      adapter("LoRA+ (ratio 16)", "lora+", 2e-3, Start::Kaiming,
+              [](double rate) {
+                return lora::LoraPlus{lora::AdamW{.learning_rate = rate}, 16};
+              }),
+      adapter("LoRA-GA", "ga", 5e-3, Start::GradientSvd, adamw),
+      adapter("PiSSA", "pissa", 5e-3, Start::PrincipalSvd, adamw),
+      adapter("LoRA-Pro, full", "pro", 2e-3, Start::Kaiming, pro(Mode::Full)),
+      adapter("LoRA-Pro, factored", "pro-factored", 2e-3, Start::Kaiming, pro(Mode::Factored)),
+      adapter("LoRA-Pro, efficient", "pro-efficient", 1e-2, Start::Kaiming, pro(Mode::Efficient)),
+      adapter("LoRA-GA + LoRA-Pro", "ga+pro", 2e-3, Start::GradientSvd, pro(Mode::Factored)),
+      adapter("Riemannian", "riemannian", 5e-3, Start::Kaiming,
+              [](double rate) { return lora::Riemannian{lora::AdamW{.learning_rate = rate}}; }),
       {"full fine-tuning", "full", FullStudent(base, 1e-3, FullStudent::Biases::Frozen).trainable(), 2e-3,
        [&base, &task, &settings](double rate, std::uint64_t seed, Record record) {
          FullStudent student(base, rate, FullStudent::Biases::Frozen);

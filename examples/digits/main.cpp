@@ -15,18 +15,20 @@ namespace {
 
 using namespace digits;
 
-/// Of `--require`: the largest share of LoRA's steps that a method may take.
+/// Of `--require`: the largest share of LoRA's steps that a method may take, or the largest multiple of another
+/// method's training loss that it may end with.
 struct Bound {
-  std::string key;
-  double share = 0;
+  std::string key, other;
+  double most = 0;
 };
 
 Bound parse_bound(const std::string& text) {
   const auto equals = text.find('=');
-  Bound bound{text.substr(0, equals), 0};
+  const auto slash = std::min(text.substr(0, equals).find('/'), equals);
+  Bound bound{text.substr(0, slash), slash < equals ? text.substr(slash + 1, equals - slash - 1) : "", 0};
   const char* end = text.data() + text.size();
-  if (equals == std::string::npos || std::from_chars(text.data() + equals + 1, end, bound.share).ptr != end)
-    throw CLI::ValidationError("--require", "expected KEY=SHARE, got '" + text + "'");
+  if (equals == std::string::npos || std::from_chars(text.data() + equals + 1, end, bound.most).ptr != end)
+    throw CLI::ValidationError("--require", "expected KEY=SHARE or KEY/KEY=FACTOR, got '" + text + "'");
   return bound;
 }
 
@@ -53,7 +55,9 @@ Options parse(CLI::App& app, int argc, char** argv) {
       ->capture_default_str()
       ->check(CLI::Range(0, 99999));
   app.add_option("--batch", settings.batch, "images in a batch")->capture_default_str()->check(CLI::Range(1, 700));
-  app.add_option("--rank", settings.rank, "rank r of the adapters")->capture_default_str()->check(CLI::Range(1, 10));
+  app.add_option("--rank", settings.rank, "rank r of the adapters; LoRA-GA needs 2r <= 10 classes")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 5));
   app.add_option("--alpha", settings.alpha, "the adapters' scale is alpha / sqrt(rank)")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
@@ -61,13 +65,15 @@ Options parse(CLI::App& app, int argc, char** argv) {
       ->capture_default_str()
       ->check(CLI::Range(21, 100000));
   app.add_option("--methods", options.methods,
-                 "only these, by key (lora, lora+, full); lora always runs, as the yardstick")
+                 "only these, by key (lora, lora+, ga, pissa, pro, pro-factored, pro-efficient, ga+pro, riemannian,\n"
+                 "full); lora always runs, as the yardstick")
       ->delimiter(',');
   app.add_option("--data", options.data, "the digits as CSV: 64 pixels 0..16 and the class a line")
       ->capture_default_str();
   app.add_option("--out", options.out, "folder for the CSV files and the plot; made if missing")->capture_default_str();
   app.add_option("--require", bounds,
-                 "KEY=SHARE: fail unless that method needs at most this share of LoRA's steps (a regression check)")
+                 "a regression check: KEY=SHARE fails unless that method needs at most this share of LoRA's steps,\n"
+                 "KEY/KEY=FACTOR unless it ends with at most this multiple of the other's training loss")
       ->delimiter(',');
   app.add_flag("--quick", quick, "a coarse sweep over 2 seeds, then 2 final seeds: for a first look or a test");
   app.parse(argc, argv);
@@ -110,15 +116,22 @@ Result compare(const Method& method, const Settings& settings, Progress& progres
   return result;
 }
 
-/// Throws where a method took a larger share of LoRA's steps than it may.
+/// Throws where a method took a larger share of LoRA's steps, or ended with a larger loss, than it may.
 void enforce(const std::vector<Bound>& bounds, const std::vector<Result>& results) {
+  const auto result_of = [&](const std::string& key) {
+    return *std::find_if(results.begin(), results.end(), [&](const Result& one) { return one.method->key == key; });
+  };
+  const auto loss_of = [&](const std::string& key) {
+    return over_seeds(result_of(key), [](const Run& run) { return run.final_loss(); }).mean;
+  };
   for (const auto& bound : bounds) {
-    for (const auto& result : results) {
-      const double share = share_of_lora(results.front(), result);
-      if (result.method->key == bound.key && !(share <= bound.share))
-        throw std::runtime_error("--require: " + bound.key + " took " + std::to_string(share) +
-                                 " of LoRA's steps, not " + std::to_string(bound.share) + " at most");
-    }
+    const bool steps = bound.other.empty();
+    const double value =
+        steps ? share_of_lora(results.front(), result_of(bound.key)) : loss_of(bound.key) / loss_of(bound.other);
+    if (!(value <= bound.most))
+      throw std::runtime_error("--require: " + bound.key + (steps ? " took " : " ended with ") + std::to_string(value) +
+                               (steps ? " of LoRA's steps" : " of the loss of " + bound.other) + ", not " +
+                               std::to_string(bound.most) + " at most");
   }
 }
 
@@ -136,8 +149,11 @@ void demonstrate(const Options& options) {
 
   const auto methods = chosen(all_methods(base, unknown, options.settings), options.methods);
   for (const auto& bound : options.bounds) {
-    if (std::none_of(methods.begin(), methods.end(), [&](const Method& method) { return method.key == bound.key; }))
-      throw CLI::ValidationError("--require", "no method '" + bound.key + "' runs");
+    for (const auto& key : {bound.key, bound.other}) {
+      if (!key.empty() &&
+          std::none_of(methods.begin(), methods.end(), [&](const Method& method) { return method.key == key; }))
+        throw CLI::ValidationError("--require", "no method '" + key + "' runs");
+    }
   }
   std::vector<Result> results;
   results.reserve(methods.size());
@@ -153,13 +169,16 @@ void demonstrate(const Options& options) {
   std::cout << "\nMean training loss (logarithmic)\n";
   print_chart(std::cout, results);
   write_csv(options.out, results);
-  const auto plot = write_plot(options.out, results);
-  std::cout << "\nwritten: " << (options.out / "summary.csv").string() << ", sweep.csv, curves.csv";
-  if (plot.empty()) {
-    std::cout << "\n(no plot: gnuplot is missing or failed; `gnuplot loss.gp` in that folder makes it later)\n";
-  } else {
-    std::cout << " and the plot " << plot.string() << "\n";
+  std::cout << "\nwritten: " << (options.out / "summary.csv").string()
+            << ", sweep.csv, curves.csv, alignment.csv; pictures:";
+  for (const auto& plot : plots()) {
+    const auto picture = write_plot(options.out, results, plot);
+    std::cout << " "
+              << (picture.empty() ? "(no " + plot.name + ".svg: gnuplot is missing or failed; `gnuplot " + plot.name +
+                                        ".gp` in that folder makes it later)"
+                                  : picture.string());
   }
+  std::cout << "\n";
   const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - started;
   std::cerr << "took " << std::lround(taken.count()) << " s\n";
   enforce(options.bounds, results);
@@ -169,9 +188,9 @@ void demonstrate(const Options& options) {
 
 int main(int argc, char** argv) {
   CLI::App app{
-      "A small network that was trained on the handwritten digits 0-4 is adapted to 5-9 by LoRA, LoRA+ and full\n"
-      "fine-tuning. Each method first finds its own best learning rate, then runs with several seeds. The end is a\n"
-      "table, CSV files and a plot of the loss curves."};
+      "A small network that was trained on the handwritten digits 0-4 is adapted to 5-9 by every method that the\n"
+      "library has, and by full fine-tuning. Each method first finds its own best learning rate, then runs with\n"
+      "several seeds. The end is a table, CSV files and two pictures: loss and alignment over the steps."};
   try {
     demonstrate(parse(app, argc, argv));
     return 0;

@@ -110,12 +110,18 @@ class Network {
     }
   }
 
+  /// dL/dW of layer k as X^T dY of the last `differentiate`, whose batch must still be there; valid until the next.
+  lora::BatchGradient<float> weight_gradient(std::size_t k) const {
+    return {k == 0 ? *images_ : outputs_[k - 1], output_gradients_[k]};
+  }
+
   std::vector<Layer> layers;
   std::vector<Gradient> gradients;
 
  private:
   void forward(const Dataset& data) {
-    const lora::RowMatrix<float>* input = &data.pixels;
+    images_ = &data.pixels;
+    const lora::RowMatrix<float>* input = images_;
     for (std::size_t k = 0; k < layers.size(); ++k) {
       outputs_[k].resize(data.size(), layers[k].out_features());
       layers[k].forward(*input, outputs_[k], saved_[k]);
@@ -124,6 +130,7 @@ class Network {
     }
   }
 
+  const lora::RowMatrix<float>* images_ = nullptr;
   std::vector<typename Layer::Saved> saved_;
   std::vector<lora::RowMatrix<float>> outputs_, output_gradients_;
 };

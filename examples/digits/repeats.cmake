@@ -10,7 +10,7 @@ foreach(run first second)
   endif()
   file(WRITE ${FOLDER}/${run}/results/printed.txt "${printed}")
 endforeach()
-foreach(file printed.txt summary.csv sweep.csv curves.csv)
+foreach(file printed.txt summary.csv sweep.csv curves.csv alignment.csv)
   execute_process(COMMAND ${CMAKE_COMMAND} -E compare_files ${FOLDER}/first/results/${file} ${FOLDER}/second/results/${file}
     RESULT_VARIABLE different)
   if(different)

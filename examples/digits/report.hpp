@@ -75,11 +75,12 @@ Statistics over_seeds(const Result& result, Field field) {
   return statistics(values);
 }
 
-inline std::vector<double> mean_curve(const Result& result) {
-  std::vector<double> curve(result.runs.front().training_loss.size(), 0.0);
+/// One of a run's curves, as a mean over the seeds; empty where a method has none.
+inline std::vector<double> mean_curve(const Result& result, std::vector<double> Run::*which) {
+  std::vector<double> curve((result.runs.front().*which).size(), 0.0);
   for (const auto& run : result.runs)
     for (std::size_t i = 0; i < curve.size(); ++i)
-      curve[i] += run.training_loss[i] / static_cast<double>(result.runs.size());
+      curve[i] += (run.*which)[i] / static_cast<double>(result.runs.size());
   return curve;
 }
 
@@ -103,7 +104,7 @@ inline double share_of_lora(const Result& lora_result, const Result& result) {
 /// The table, in Markdown, which is also what a terminal shows well.
 inline void print_table(std::ostream& out, const std::vector<Result>& results) {
   std::vector<std::vector<std::string>> rows{{"method", "trainable", "tuned rate", "training loss", "test loss",
-                                              "test accuracy", "steps to LoRA's loss", "share"}};
+                                              "test accuracy", "steps to LoRA's loss", "share", "alignment"}};
   for (const auto& result : results) {
     const auto steps = statistics(result.steps_to_lora);
     std::ostringstream share;
@@ -111,11 +112,12 @@ inline void print_table(std::ostream& out, const std::vector<Result>& results) {
     std::string steps_text = with_spread(steps, 1);
     if (result.reached < std::ssize(result.runs))
       steps_text += " (" + std::to_string(result.reached) + " of " + std::to_string(result.runs.size()) + " seeds)";
+    const auto alignment = over_seeds(result, [](const Run& run) { return statistics(run.alignment).mean; });
     rows.push_back({result.method->name, std::to_string(result.method->trainable), rate_text(result.rate),
                     with_spread(over_seeds(result, [](const Run& run) { return run.final_loss(); }), 4),
                     with_spread(over_seeds(result, [](const Run& run) { return run.test.loss; }), 3),
                     with_spread(over_seeds(result, [](const Run& run) { return run.test.accuracy; }), 3), steps_text,
-                    share.str()});
+                    share.str(), result.runs.front().alignment.empty() ? "-" : with_spread(alignment, 2)});
   }
   std::vector<std::size_t> widths(rows.front().size(), 0);
   for (const auto& row : rows)
@@ -137,14 +139,14 @@ inline void print_chart(std::ostream& out, const std::vector<Result>& results) {
   constexpr std::string_view marks = "*+ox#@%&=~^s";
   double low = std::numeric_limits<double>::infinity(), high = 0;
   for (const auto& result : results)
-    for (const double loss : mean_curve(result)) {
+    for (const double loss : mean_curve(result, &Run::training_loss)) {
       if (!std::isfinite(loss) || loss <= 0) continue;  // a diverged run has no place on the axis
       low = std::min(low, std::log10(loss));
       high = std::max(high, std::log10(loss));
     }
   std::vector<std::string> canvas(height, std::string(width, ' '));
   for (std::size_t k = 0; k < results.size(); ++k) {
-    const auto curve = mean_curve(results[k]);
+    const auto curve = mean_curve(results[k], &Run::training_loss);
     for (int column = 0; column < width; ++column) {
       const double position = static_cast<double>(column) / (width - 1) * static_cast<double>(curve.size() - 1);
       const double loss = std::log10(curve[static_cast<std::size_t>(std::lround(position))]);
@@ -160,9 +162,10 @@ inline void print_chart(std::ostream& out, const std::vector<Result>& results) {
         << canvas[static_cast<std::size_t>(row)] << "\n";
   }
   out << "          +" << std::string(width, '-') << "\n           step 0" << std::string(width - 8 - 7, ' ') << "step "
-      << results.front().runs.front().training_loss.size() - 1 << "\n          ";
+      << results.front().runs.front().training_loss.size() - 1;
   for (std::size_t k = 0; k < results.size(); ++k)
-    out << " " << marks[k % marks.size()] << " " << results[k].method->name << " ";
+    out << (k % 4 == 0 ? "\n          " : " ") << " " << marks[k % marks.size()] << " " << results[k].method->name
+        << " ";
   out << "\n";
 }
 
@@ -173,15 +176,17 @@ inline std::ofstream create(const std::filesystem::path& path) {
   return file;
 }
 
-/// summary.csv, sweep.csv, curves.csv (all seeds) in `folder`.
+/// summary.csv, sweep.csv, curves.csv, alignment.csv (all seeds) in `folder`.
 inline void write_csv(const std::filesystem::path& folder, const std::vector<Result>& results) {
   auto summary = create(folder / "summary.csv"), sweep = create(folder / "sweep.csv"),
-       curves = create(folder / "curves.csv");
+       curves = create(folder / "curves.csv"), alignment = create(folder / "alignment.csv");
   summary << "method,trainable,rate,seed,training_loss,test_loss,test_accuracy,steps_to_lora\n";
   sweep << "method,rate,training_loss\n";
   curves << "method,seed,step,training_loss\n";
+  alignment << "method,seed,step,cosine\n";
   for (const auto& result : results) {
-    const auto& name = result.method->name;
+    std::string name = result.method->name;
+    std::replace(name.begin(), name.end(), ',', ' ');
     for (const auto& [rate, loss] : result.sweep) sweep << name << "," << rate << "," << loss << "\n";
     for (std::size_t seed = 0; seed < result.runs.size(); ++seed) {
       const auto& run = result.runs[seed];
@@ -189,34 +194,54 @@ inline void write_csv(const std::filesystem::path& folder, const std::vector<Res
               << "," << run.test.loss << "," << run.test.accuracy << "," << result.steps_to_lora[seed] << "\n";
       for (std::size_t step = 0; step < run.training_loss.size(); ++step)
         curves << name << "," << seed << "," << step << "," << run.training_loss[step] << "\n";
+      for (std::size_t step = 0; step < run.alignment.size(); ++step)
+        alignment << name << "," << seed << "," << step + 1 << "," << run.alignment[step] << "\n";
     }
   }
 }
 
-/// loss.gp and its data; runs gnuplot where it is installed. Returns the plot's path, empty without gnuplot.
-inline std::filesystem::path write_plot(const std::filesystem::path& folder, const std::vector<Result>& results) {
-  auto data = create(folder / "loss.dat");
+/// A picture of one of the runs' curves, mean over the seeds.
+struct Plot {
+  std::string name, title, ylabel, axes;
+  std::vector<double> Run::*curve = nullptr;
+  std::size_t first_step = 0;
+};
+
+inline std::vector<Plot> plots() {
+  return {{"loss", "Digits 5-9 from a network for digits 0-4: mean training loss at tuned rates", "training loss",
+           "set logscale y\nset key top right", &Run::training_loss, 0},
+          {"alignment", "Cosine between the step of the weights and that of full fine-tuning (AdamW)",
+           "cosine, mean over layers and seeds", "set yrange [0:1]\nset key bottom left", &Run::alignment, 1}};
+}
+
+/// NAME.gp and its data; runs gnuplot where it is installed. Returns the picture's path, empty without gnuplot.
+inline std::filesystem::path write_plot(const std::filesystem::path& folder, const std::vector<Result>& results,
+                                        const Plot& plot) {
+  auto data = create(folder / (plot.name + ".dat")), script = create(folder / (plot.name + ".gp"));
+  script << "set terminal svg size 900,560 font 'sans,14' background '#ffffff'\nset output '" << plot.name
+         << ".svg'\nset title '" << plot.title << "'\nset xlabel 'step'\nset ylabel '" << plot.ylabel << "'\n"
+         << plot.axes << "\nset grid\nplot ";
+  int blocks = 0;
   for (const auto& result : results) {
-    data << "# " << result.method->name << ": step, mean training loss\n";
-    const auto curve = mean_curve(result);
-    for (std::size_t step = 0; step < curve.size(); ++step) data << step << " " << curve[step] << "\n";
+    const auto curve = mean_curve(result, plot.curve);
+    if (curve.empty()) continue;
+    data << "# " << result.method->name << ": step, " << plot.ylabel << "\n";
+    for (std::size_t step = 0; step < curve.size(); ++step)
+      data << step + plot.first_step << " " << curve[step] << "\n";
     data << "\n\n";
+    script << (blocks > 0 ? ", " : "") << "'" << plot.name << ".dat' index " << blocks
+           << " with lines linewidth 2 title '" << result.method->name << "'";
+    ++blocks;
   }
-  data.close();
-  auto script = create(folder / "loss.gp");
-  script << "set terminal svg size 900,560 font 'sans,14' background '#ffffff'\nset output 'loss.svg'\n"
-         << "set title 'Digits 5-9 from a network for digits 0-4: mean training loss at tuned rates'\n"
-         << "set xlabel 'step'\nset ylabel 'training loss'\nset logscale y\nset grid\nset key top right\nplot ";
-  for (std::size_t k = 0; k < results.size(); ++k)
-    script << (k > 0 ? ", " : "") << "'loss.dat' index " << k << " with lines linewidth 2 title '"
-           << results[k].method->name << "'";
   script << "\n";
+  data.close();
   script.close();
   const auto here = std::filesystem::current_path();
   std::filesystem::current_path(folder);  // so that no name of the user's passes through a shell
-  const bool drawn = std::system("gnuplot loss.gp >/dev/null 2>&1") == 0;  // NOLINT(cert-env33-c)
+  const std::string command = "gnuplot " + plot.name + ".gp >/dev/null 2>&1";
+  const bool drawn = std::system(command.c_str()) == 0;  // NOLINT(cert-env33-c)
   std::filesystem::current_path(here);
-  return drawn ? folder / "loss.svg" : std::filesystem::path();
+  return drawn ? folder / (plot.name + ".svg") : std::filesystem::path();
 }
 
 }  // namespace digits
