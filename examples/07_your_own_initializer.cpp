@@ -23,25 +23,29 @@ static_assert(lora::Initializer<BothNormal, lora::ViewBase<float>>);
 // [/initializer]
 
 // [gradient_operator]
-/// G = X^T dY (n x m), the gradient of one batch, known by its products alone: b (n + m) numbers, not n m.
-struct BatchGradient {
+/// G = X^T diag(w) dY (n x m), the gradient of a batch in which every token has a weight of its own, known by its
+/// products alone: b (n + m) numbers, not n m.
+struct WeightedGradient {
   using Scalar = double;
-  const Matrix& X;   // b x n
-  const Matrix& dY;  // b x m
+  const Matrix& X;           // b x n
+  const Matrix& dY;          // b x m
+  const Eigen::VectorXd& w;  // b
 
   lora::Index rows() const { return X.cols(); }
   lora::Index cols() const { return dY.cols(); }
-  void multiply(const lora::ConstRows<double>& in, lora::Rows<double> out) const { out = (in * X.transpose()) * dY; }
+  void multiply(const lora::ConstRows<double>& in, lora::Rows<double> out) const {
+    out = (in * X.transpose() * w.asDiagonal()) * dY;
+  }
   void multiply_transposed(const lora::ConstRows<double>& in, lora::Rows<double> out) const {
-    out = (in * dY.transpose()) * X;
+    out = (in * dY.transpose() * w.asDiagonal()) * X;
   }
 };
-static_assert(lora::LinearOperator<BatchGradient>);
+static_assert(lora::LinearOperator<WeightedGradient>);
 // [/gradient_operator]
 
 // [gradient_initializer]
 /// A0: an orthogonal basis of the range of G Omega, Omega (m x r) normal, as long as Kaiming's columns; B0 = 0.
-struct GradientSketch {
+struct GradientRange {
   template <lora::FrozenBase Base, lora::LinearOperator Gradient>
   lora::Start<double> operator()(const Base& base, const Gradient& G, lora::Index rank, double,
                                  lora::Random& random) const {
@@ -55,7 +59,7 @@ struct GradientSketch {
     return {{sketch.transpose() / std::sqrt(3.0), Matrix::Zero(rank, base.cols())}};
   }
 };
-static_assert(lora::GradientInitializer<GradientSketch, lora::ViewBase<double>, BatchGradient>);
+static_assert(lora::GradientInitializer<GradientRange, lora::ViewBase<double>, WeightedGradient>);
 // [/gradient_initializer]
 
 int main() {
@@ -64,6 +68,7 @@ int main() {
   const Matrix W0 = Matrix::NullaryExpr(64, 32, normal), X = Matrix::NullaryExpr(96, 64, normal);
   const Matrix target = X * W0 + X.leftCols(4) * Matrix::NullaryExpr(4, 32, normal);
   const Matrix first_dY = (X * W0 - target) / 96;
+  const Eigen::VectorXd w = first_dY.rowwise().norm().cwiseInverse();  // every token counts alike
 
   const auto train = [&](const char* name, const auto& start) {
     lora::LoraLinear layer{W0, {.rank = 4, .alpha = 4}};
@@ -87,6 +92,8 @@ int main() {
   // [use]
   train("KaimingUniform", [&](auto& layer) { layer.initialize(lora::KaimingUniform{}, random); });
   train("BothNormal", [&](auto& layer) { layer.initialize(BothNormal{}, random); });
-  train("GradientSketch", [&](auto& layer) { layer.initialize(GradientSketch{}, BatchGradient{X, first_dY}, random); });
+  train("GradientRange", [&](auto& layer) {
+    layer.initialize(GradientRange{}, WeightedGradient{X, first_dY, w}, random);
+  });
   // [/use]
 }

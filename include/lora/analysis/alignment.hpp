@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 namespace lora {
 
@@ -76,12 +77,12 @@ class AlignmentMeter {
 /// ||Gt||^2 / ||G||^2 in [0, 1], the share of the gradient G that a pair (A, B) can follow to first order: Gt is the
 /// projection G P_B + P_A G (I - P_B), and ||Gt||^2 = <G_A, H_A> + <G_B, H_B>, so the factor gradients are enough.
 ///
-/// `squared_norm_of_G` is ||G||_F^2 (`squared_norm` of any operator). Cost: 8 (n + m) r^2 flops and two r x r
-/// eigendecompositions.
-/// \throws ConfigError  scale zero; squared norm not positive. \throws NumericalError  factors or gradient not finite.
-template <Real Scalar>
-double captured_share(const Factors<Scalar>& factors, const Factors<Scalar>& gradient, double scale,
-                      double squared_norm_of_G) {
+/// Both pairs are `Factors` or views of them; `squared_norm_of_G` is ||G||_F^2 (`squared_norm` of any operator). Cost:
+/// 8 (n + m) r^2 flops and two r x r eigendecompositions. \throws ConfigError  scale zero; squared norm not positive.
+/// \throws NumericalError  factors or gradient not finite.
+template <class Pair, class Gradient>
+double captured_share(const Pair& factors, const Gradient& gradient, double scale, double squared_norm_of_G) {
+  using Scalar = typename std::remove_cvref_t<decltype(factors.A)>::Scalar;
   const ConstFactorsView<Scalar> pair(factors), raw(gradient);
   detail::require_factors(raw, pair.in_features(), pair.out_features(), pair.rank(), "captured_share: gradient");
   detail::require_finite(pair, "captured_share: factors");
