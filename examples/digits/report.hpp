@@ -5,6 +5,7 @@
 #include "experiment.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -209,18 +210,20 @@ struct Plot {
 
 inline std::vector<Plot> plots() {
   return {{"loss", "Digits 5-9 from a network for digits 0-4: mean training loss at tuned rates", "training loss",
-           "set logscale y\nset key top right", &Run::training_loss, 0},
+           "set logscale y", &Run::training_loss, 0},
           {"alignment", "Cosine between the step of the weights and that of full fine-tuning (AdamW)",
-           "cosine, mean over layers and seeds", "set yrange [0:1]\nset key bottom left", &Run::alignment, 1}};
+           "cosine, mean over layers and seeds", "set yrange [0:1]", &Run::alignment, 1}};
 }
 
 /// NAME.gp and its data; runs gnuplot where it is installed. Returns the picture's path, empty without gnuplot.
 inline std::filesystem::path write_plot(const std::filesystem::path& folder, const std::vector<Result>& results,
                                         const Plot& plot) {
   auto data = create(folder / (plot.name + ".dat")), script = create(folder / (plot.name + ".gp"));
-  script << "set terminal svg size 900,560 font 'sans,14' background '#ffffff'\nset output '" << plot.name
+  script << "set terminal svg size 1000,560 font 'sans,14' background '#ffffff'\nset output '" << plot.name
          << ".svg'\nset title '" << plot.title << "'\nset xlabel 'step'\nset ylabel '" << plot.ylabel << "'\n"
-         << plot.axes << "\nset grid\nplot ";
+         << plot.axes << "\nset grid\nset key outside right\nplot ";
+  constexpr std::array colours{"#000000", "#e69f00", "#56b4e9", "#009e73", "#d55e00",
+                               "#0072b2", "#cc79a7", "#8c564b", "#999999", "#2ca02c"};
   int blocks = 0;
   for (const auto& result : results) {
     const auto curve = mean_curve(result, plot.curve);
@@ -230,7 +233,8 @@ inline std::filesystem::path write_plot(const std::filesystem::path& folder, con
       data << step + plot.first_step << " " << curve[step] << "\n";
     data << "\n\n";
     script << (blocks > 0 ? ", " : "") << "'" << plot.name << ".dat' index " << blocks
-           << " with lines linewidth 2 title '" << result.method->name << "'";
+           << " with lines linewidth 2 linecolor rgb '" << colours[static_cast<std::size_t>(blocks) % colours.size()]
+           << "' title '" << result.method->name << "'";
     ++blocks;
   }
   script << "\n";
