@@ -76,6 +76,44 @@ void print_ratios(const Medians& medians, const bench::FlagCheck& flags) {
       "peak: the step over its flops at the peak of the flag check.\n");
 }
 
+void print_methods(const Medians& medians) {
+  struct Row {
+    const char *name, *yardstick;
+  };
+  const auto table = [&](const char* title, const char* unit, const std::vector<Row>& rows) {
+    std::printf("\n%s\n%-20s%5s %3s%12s%12s\n", title, "", "n=m", "r", "ms", unit);
+    for (const auto& [name, yardstick] : rows) {
+      for (const bench::Shape& shape : bench::shapes()) {
+        const double time = medians[name + shape.factors_name()];
+        if (shape.b != 1 || time == 0) continue;
+        const bench::Shape batch{256, shape.n, shape.r};
+        const double other = std::string(yardstick) == "frozen_step" ? medians[yardstick + batch.frozen_name()]
+                                                                     : medians[yardstick + shape.factors_name()];
+        std::printf("%-20s%5td %3td%12.3f", name, shape.n, shape.r, time);
+        print_cell(other > 0 ? time / other : 0, "%12.3f");
+        std::printf("\n");
+      }
+    }
+  };
+  table("Optimizer steps, over the frozen products of 256 tokens", "share",
+        {{"adamw", "frozen_step"},
+         {"lora_plus", "frozen_step"},
+         {"riemannian", "frozen_step"},
+         {"lora_fa", "frozen_step"},
+         {"lora_pro_sgd", "frozen_step"},
+         {"lora_pro_efficient", "frozen_step"},
+         {"lora_pro_factored", "frozen_step"},
+         {"lora_pro_full", "frozen_step"},
+         {"view_adamw", "frozen_step"},
+         {"view_lora_pro", "frozen_step"}});
+  table("Starts, over forming the gradient of 512 tokens once", "ratio",
+        {{"form_gradient", "form_gradient"},
+         {"lora_ga_batches", "form_gradient"},
+         {"lora_ga_dense", "form_gradient"},
+         {"sketch_batch", "form_gradient"},
+         {"pissa", "form_gradient"}});
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -98,5 +136,6 @@ int main(int argc, char** argv) {
   Medians medians;
   benchmark::RunSpecifiedBenchmarks(&medians);
   print_ratios(medians, flags);
+  print_methods(medians);
   return medians.failed() ? 1 : 0;
 }

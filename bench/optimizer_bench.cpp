@@ -30,6 +30,15 @@ void add(const std::string& name, double flops_a_parameter, const Shape& shape, 
     add("momentum", 4, shape, lora::PerFactor{lora::Sgd{.learning_rate = 1e-6, .momentum = 0.9}});
     add("adamw", 12, shape, lora::PerFactor{lora::AdamW{.learning_rate = 1e-6}});
     add("lora_plus", 12, shape, lora::LoraPlus{lora::AdamW{.learning_rate = 1e-6}});
+    using Mode = lora::LoraPro::Mode;
+    const auto r = static_cast<double>(shape.r), n = static_cast<double>(shape.n);
+    const auto pro = [](Mode mode) { return lora::LoraPro{.learning_rate = 1e-6, .mode = mode}; };
+    add("lora_pro_sgd", 12 * r, shape, pro(Mode::Sgd));  // products with r x r matrices: the leading terms
+    add("lora_pro_efficient", 12 * r, shape, pro(Mode::Efficient));
+    add("lora_pro_factored", 54 * r, shape, pro(Mode::Factored));
+    add("lora_pro_full", 4 * n, shape, pro(Mode::Full));  // four products of an n x n matrix and r rows
+    add("riemannian", 4 * r, shape, lora::Riemannian{lora::AdamW{.learning_rate = 1e-6}});
+    add("lora_fa", 2 * r, shape, lora::LoraFa{lora::AdamW{.learning_rate = 1e-6}});
   }
   return true;
 }();

@@ -101,6 +101,26 @@ TEST_CASE("factors and views of them convert to the view that only reads", "[cor
   CHECK_FALSE(std::is_copy_assignable_v<FactorsView<float>>);
 }
 
+TEMPLATE_TEST_CASE("the difference of two products is one pair, without a rounding", "[core][factors]", float, double) {
+  Random random{4};
+  const auto factors = random_factors<TestType>(5, 4, 2, random), initial = random_factors<TestType>(5, 4, 3, random);
+  const auto both = difference(factors, initial);
+  REQUIRE(both.rank() == 5);
+  CHECK(same_bits(both.A.leftCols(2), factors.A));
+  CHECK(same_bits(both.A.rightCols(3), initial.A));
+  CHECK(same_bits(both.B.topRows(2), factors.B));
+  CHECK(same_bits(both.B.bottomRows(3), RowMatrix<TestType>(-initial.B)));
+  CHECK(difference(factors, Factors<TestType>::zero(5, 4, 0)) == factors);
+}
+
+TEST_CASE("products of different shapes have no difference", "[core][factors][errors]") {
+  const auto factors = Factors<float>::zero(5, 4, 2);
+  CHECK(message_of<ShapeError>([&] { difference(factors, Factors<float>::zero(5, 3, 2)); }) ==
+        "difference: both products must be of one shape, got 5 x 4 and 5 x 3");
+  CHECK(message_of<ShapeError>([&] { difference(factors, Factors<float>::zero(4, 4, 2)); }) ==
+        "difference: both products must be of one shape, got 5 x 4 and 4 x 4");
+}
+
 TEST_CASE("factors that disagree about the rank are refused", "[core][factors][errors]") {
   const std::vector<float> memory(12);
   CHECK(message_of<ShapeError>([&] {

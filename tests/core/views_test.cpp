@@ -5,6 +5,7 @@
 
 #include <lora/core/views.hpp>
 
+#include <algorithm>
 #include <vector>
 
 using namespace lora;
@@ -131,4 +132,55 @@ TEST_CASE("a view of impossible memory is refused", "[core][views][errors]") {
   ColMatrix<float> columns(3, 4);
   CHECK(message_of<ShapeError>([&] { Rows<float> view(columns.row(1)); }) ==
         "View: elements of a row (column) must be adjacent, got an inner stride of 3");
+}
+
+TEST_CASE("views of one stride overlap exactly where they share an element", "[core][views]") {
+  std::vector<float> memory(64);
+  float* const middle = memory.data() + 24;
+  const auto elements = [](const ConstRows<float>& view) {
+    std::vector<const float*> all;
+    for (Index i = 0; i < view.rows(); ++i) {
+      for (Index j = 0; j < view.cols(); ++j) all.push_back(view.data() + i * view.outerStride() + j);
+    }
+    return all;
+  };
+  Index checked = 0, wrong = 0;
+  for (const Index stride : {1, 3, 5}) {
+    for (Index left_cols = 1; left_cols <= stride; ++left_cols) {
+      for (Index right_cols = 1; right_cols <= stride; ++right_cols) {
+        for (const Index left_rows : {1, 3}) {
+          for (const Index right_rows : {1, 2}) {
+            for (Index shift = -20; shift <= 20; ++shift) {
+              const ConstRows<float> left{middle, left_rows, left_cols, stride},
+                  right{middle + shift, right_rows, right_cols, stride};
+              const auto one = elements(left), two = elements(right);
+              const bool shared = std::find_first_of(one.begin(), one.end(), two.begin(), two.end()) != one.end();
+              wrong += detail::overlap(left, right) != shared || detail::overlap(right, left) != shared ? 1 : 0;
+              ++checked;
+            }
+          }
+        }
+      }
+    }
+  }
+  INFO(wrong << " of " << checked << " pairs of views judged wrongly");
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("views of different strides overlap where their address ranges meet", "[core][views]") {
+  std::vector<double> memory(40);
+  const ConstRows<double> wide_rows{memory.data(), 3, 2, 6};                         // up to element 13
+  CHECK(detail::overlap(wide_rows, ConstRows<double>{memory.data() + 2, 2, 2, 5}));  // in a gap: on the safe side
+  CHECK_FALSE(detail::overlap(wide_rows, ConstRows<double>{memory.data() + 14, 2, 2, 5}));
+  CHECK(detail::overlap(wide_rows, ConstColumns<double>{memory.data() + 13, 1, 1}));
+  CHECK(detail::overlap(wide_rows, transposed(wide_rows)));
+
+  // Gaps of a fused output: same stride, nothing shared.
+  const ConstRows<double> queries{memory.data(), 3, 4, 12}, keys{memory.data() + 4, 3, 4, 12};
+  CHECK_FALSE(detail::overlap(queries, keys));
+  CHECK(detail::overlap(queries, ConstRows<double>{memory.data() + 3, 3, 4, 12}));
+
+  const ConstRows<double> nothing{memory.data(), 0, 4}, null{nullptr, 0, 0};
+  CHECK_FALSE(detail::overlap(queries, nothing));
+  CHECK_FALSE(detail::overlap(null, queries));
 }

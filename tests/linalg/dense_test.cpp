@@ -41,3 +41,29 @@ TEMPLATE_TEST_CASE("the dense matrix of a stacked adapter holds its low-rank pro
   INFO("worst error is " << ratio << " of the bound");
   CHECK(ratio <= 1);
 }
+
+TEMPLATE_TEST_CASE("norm and largest element of an operator are those of its dense matrix", "[linalg][dense]", float,
+                   double) {
+  Random random{18};
+  const auto check = [](const auto& op) {
+    const auto dense = to_dense(op);
+    CHECK(largest_element(op) == static_cast<double>(dense.cwiseAbs().maxCoeff()));
+    const auto expected = static_cast<double>(wide(dense).squaredNorm());
+    const double error = std::abs(squared_norm(op) - expected) / expected;
+    INFO("squared norm off by " << error);
+    CHECK(error <= rounding_bound<double>(dense.size()));  // summed in double
+  };
+  for (const Index n : {1, 64, 150}) {  // less than a block, one block, more
+    auto weight = random_columns<TestType>(n, 9, random);
+    weight(n - 1, 4) = TestType(-3);  // the largest, in the last block
+    const RowMatrix<TestType> by_rows = weight;
+    check(ViewBase<TestType>(weight));
+    check(ViewBase<TestType, Eigen::RowMajor>(by_rows));
+    check(CallbackBase<TestType>(
+        n, 9, [&](const ConstRows<TestType>& X, Rows<TestType> Y) { set_product(Y, 1, X, weight); },
+        [](const ConstRows<TestType>&, Rows<TestType>) { FAIL("needs no transposed product"); }));
+    CHECK(largest_element(ViewBase<TestType>(weight)) == 3);
+  }
+  const BaseCase<LoraLinear<OwnedBase<TestType>>> stacked(70, 9, random);
+  check(stacked.base);
+}

@@ -45,6 +45,13 @@ TEMPLATE_TEST_CASE("factors with gaps take the same steps, bit for bit", "[optim
   SECTION("Nesterov") {
     check_strided<TestType>(PerFactor{Sgd{.momentum = 0.9, .kind = Sgd::Momentum::Nesterov, .weight_decay = 0.1}});
   }
+  SECTION("LoRA-Pro") {
+    using Mode = LoraPro::Mode;
+    const Mode mode = GENERATE(Mode::Sgd, Mode::Efficient, Mode::Full, Mode::Factored);
+    check_strided<TestType>(LoraPro{.learning_rate = 0.01, .mode = mode, .weight_decay = 0.1, .trust = 0.01});
+  }
+  SECTION("Riemannian") { check_strided<TestType>(Riemannian<>{}); }
+  SECTION("LoRA-FA") { check_strided<TestType>(LoraFa<>{}); }
 }
 
 TEMPLATE_TEST_CASE("a step does not depend on where the memory starts", "[optim]", float, double) {

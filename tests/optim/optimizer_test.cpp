@@ -99,6 +99,10 @@ TEMPLATE_TEST_CASE("a run resumed from copies ends with the bits of an uninterru
   };
   check(PerFactor{AdamW{.learning_rate = 0.01, .weight_decay = 0.1}});
   check(LoraPlus{AdamW{.learning_rate = 0.01}});
+  check(LoraPro{.learning_rate = 0.01, .mode = LoraPro::Mode::Full});
+  check(LoraPro{.learning_rate = 0.01, .mode = LoraPro::Mode::Factored});
+  check(Riemannian<>{});
+  check(LoraFa<>{});
   check(PerFactor{Sgd{.momentum = 0.9, .kind = Sgd::Momentum::Nesterov}});
 }
 

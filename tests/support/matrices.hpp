@@ -120,6 +120,13 @@ double worst_ratio(const Actual& actual, const Wide& reference, const Wide& boun
   return worst;
 }
 
+/// ||Q^T Q - I||_F.
+template <class Matrix>
+double off_orthonormal(const Matrix& Q) {
+  const Wide wide_Q = wide(Q);
+  return static_cast<double>((product(wide_Q.transpose(), wide_Q) - Wide::Identity(Q.cols(), Q.cols())).norm());
+}
+
 /// |left - right| / |right| in the Frobenius norm.
 template <class Left, class Right>
 double relative_error(const Left& left, const Right& right) {

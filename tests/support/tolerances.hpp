@@ -4,6 +4,7 @@
 
 #include <lora/core/matrix.hpp>
 
+#include <cmath>
 #include <limits>
 
 namespace lora::test {
@@ -47,6 +48,17 @@ constexpr double clip_bound(Index elements) {
   return rounding_bound<double>(elements) + rounding_bound<Scalar>(2);
 }
 
+/// Householder QR of rows x k, absolute in the Frobenius norm of Q^T Q - I and relative in that of Q R - M.
+/// \see Higham, theorem 19.4: sqrt(k) gamma of a small multiple of rows k.
+template <Real Scalar>
+double qr_bound(Index rows, Index k) {
+  return std::sqrt(static_cast<double>(k)) * rounding_bound<Scalar>(2 * rows * k);
+}
+
+/// A symmetric r x r matrix rebuilt from its eigenbasis, or taken to it and back, in double, relative in norm to the
+/// matrix: at most r^2 roundings in the eigensolver and in each of a few products with r terms.
+constexpr double eigen_bound(Index r) { return rounding_bound<double>(8 * r * r); }
+
 // ---- fixed tolerances
 
 /// Gradients of A, B and X against central differences in double, relative in norm. The step h = 2^-11 leaves h^4 / 30
@@ -68,5 +80,63 @@ inline constexpr double standard_errors = 5;
 /// Rounding alone has given below 1e-6 and 1e-15.
 template <Real Scalar>
 inline constexpr double parity = sizeof(Scalar) == 4 ? 1e-5 : 1e-10;
+
+/// LoRA-FA over 50 steps against PEFT, which adds 1e-8 to A^T A: with eigenvalues from 0.05 up here, each step differs
+/// by up to 2e-7 in any precision.
+template <Real Scalar>
+inline constexpr double lora_fa_parity = sizeof(Scalar) == 4 ? parity<Scalar> : 1e-6;
+
+/// Starts made of singular vectors, relative in norm: in float against PEFT's, whose SVD for LoRA-GA is randomised, and
+/// in double against full decompositions; the bars that the project set.
+inline constexpr double float_start = 1e-4, exact_start = 1e-10;
+
+/// Singular vectors, and whatever is made of them, by two different algorithms, relative in norm: the bar that the
+/// project set in double. The error is a few hundred u over the relative gap between singular values (1 % and more).
+template <Real Scalar>
+inline constexpr double decomposition = sizeof(Scalar) == 4 ? 1e-3 : 1e-10;
+
+/// The randomised SVD of sigma_i = 1 / i, k = r + 16 wide with 4 power iterations, against the exact one: the product
+/// of the leading r = 4 triplets, relative in norm. (sigma_{k+1} / sigma_r)^9 = 7e-7, times the 1 / sigma gap between
+/// neighbours.
+inline constexpr double fast_decomposition = 1e-4;
+
+/// Share of the best rank-32 energy that 32 triplets capture, n = m = 2048: the bars that the project set for sigma_i =
+/// 1 / i and 1 / sqrt(i), for two passes (width 64, 2 power iterations) and for one (widths 64 and 128).
+inline constexpr double two_pass_share[] = {0.9995, 0.997}, one_pass_share[] = {0.98, 0.72};
+
+/// Memory of twice the size over memory of the size, where it should double: up to what does not grow (r x r matrices,
+/// one batch, allocator granules).
+inline constexpr double doubling_from = 1.8, doubling_to = 2.1;
+
+// ---- LoRA-Pro and what stands on it
+
+/// The step of W of LoRA-Pro's direction against an explicit least-squares minimiser, against its closed form, and
+/// between splittings of one product, relative to ||G||: the bars that the project set for double.
+inline constexpr double minimiser_bound = 1e-10, closed_form_bound = 1e-12;
+
+/// The same direction in float: u times the condition of A^T A and B B^T (up to 1e3 here).
+inline constexpr double float_direction_bound = 1e-4;
+
+/// LoRA-Pro over 30 steps against its formulas on dense matrices, relative in norm: each step multiplies the rounding by
+/// the condition of A^T A and B B^T, up to 1e4 just after B = 0, and the run carries it on.
+template <Real Scalar>
+inline constexpr double pair_run = sizeof(Scalar) == 4 ? 1e-2 : 1e-10;
+
+/// The first-order part of a step of size lr, which is lr ||H_A|| ||H_B|| / ||Gt|| = 1e2 lr off; u / lr of rounding is
+/// less.
+constexpr double first_order(double lr) { return 1e3 * lr; }
+
+/// The optimizer view against the adapter inside the network, 100 steps, relative in norm: the bar that the project set
+/// in float.
+template <Real Scalar>
+inline constexpr double weight_space_run = sizeof(Scalar) == 4 ? 1e-6 : 1e-12;
+
+/// Alignment against dense matrices: in double sums of n m + n k terms, in float products of n terms in float.
+template <Real Scalar>
+inline constexpr double alignment_bound = sizeof(Scalar) == 4 ? 1e-6 : 1e-14;
+
+/// A captured share of 1, at r = min(n, m): u times the condition of A^T A, 1e4 here and not chosen.
+template <Real Scalar>
+inline constexpr double full_rank_share = sizeof(Scalar) == 4 ? 1e-2 : 1e-10;
 
 }  // namespace lora::test

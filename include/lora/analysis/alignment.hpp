@@ -28,10 +28,11 @@ struct Alignment {
 /// dense full step, or the gradient that nobody formed with factor -learning rate.
 ///
 /// Cost: one product of M with k rows, 2 (n + m) k^2 flops, and `squared_norm(M)`. Never forms D.
-/// \throws ShapeError  M is not n x m. \throws NumericalError  F is zero or not finite.
+/// \throws ShapeError  M is not n x m. \throws NumericalError  D is not finite; F is zero or not finite.
 template <Real Scalar, LinearOperator Step>
 Alignment alignment(const Factors<Scalar>& step, double scale, const Step& full, double factor = 1) {
   detail::require_shape(full, step.in_features(), step.out_features(), "alignment: full step");
+  detail::require_finite(ConstFactorsView<Scalar>(step), "alignment: step");
   RowMatrix<Scalar> seen(step.rank(), full.cols());
   const RowMatrix<Scalar> rows = step.A.transpose();
   full.multiply(rows, seen);  // U^T M

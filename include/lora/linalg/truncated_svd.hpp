@@ -107,7 +107,11 @@ TruncatedSvd<typename Operator::Scalar> truncated_svd(const Operator& op, Index 
   const auto orthonormalise_rows = [](RowMatrix<Scalar>& M) { M = thin_qr<Scalar>(M.transpose()).Q.transpose(); };
 
   RowMatrix<Scalar> P(k, op.cols()), Q(k, op.rows());
-  for (Scalar& p : P.template reshaped<Eigen::RowMajor>()) p = static_cast<Scalar>(random.normal());
+  if (k == op.cols()) {
+    P.setIdentity();  // spans all rows; a square random matrix would cost its condition, now and then several digits
+  } else {
+    for (Scalar& p : P.template reshaped<Eigen::RowMajor>()) p = static_cast<Scalar>(random.normal());
+  }
   for (int iteration = 0; iteration <= effort.power_iterations; ++iteration) {
     op.multiply_transposed(P, Q);
     detail::require<NumericalError>(all_finite(ConstRows<Scalar>(Q)),

@@ -44,8 +44,9 @@ namespace lora {
 struct LoraPro {
   enum class Mode { Sgd, Efficient, Full, Factored };
   /// Whose faults to reproduce, for comparisons. `Peta`: the authors' peta/optim.py adds 1e-8, absolute, to A^T A and
-  /// B B^T. `DeepSpeed`: their patched DeepSpeed also counts steps from 1, so that its first update is 0.744 of Adam's
-  /// (and has s = 2 written into it: pass that scale). See also `Freedom::ReleasedSymmetric`.
+  /// B B^T where it inverts them. `DeepSpeed`: their patched DeepSpeed also counts steps from 1, so that its first
+  /// update is 0.744 of Adam's (and has s = 2 written into it: pass that scale). See also
+  /// `Freedom::ReleasedSymmetric`.
   enum class Compat { None, Peta, DeepSpeed };
 
   double learning_rate = 1e-3;  ///< >= 0

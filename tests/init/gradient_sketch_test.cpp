@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: MIT
+// What the one-pass sketch of a gradient captures, beside two passes of the same width, and the memory that both take.
+#include "support/allocations.hpp"
+#include "support/catch.hpp"
+#include "support/matrices.hpp"
+#include "support/message.hpp"
+#include "support/tolerances.hpp"
+
+#include <lora/base/view_base.hpp>
+#include <lora/init/gradient_sketch.hpp>
+#include <lora/linalg/batch_gradient.hpp>
+#include <lora/linalg/dense.hpp>
+#include <lora/linalg/truncated_svd.hpp>
+
+#include <cmath>
+#include <limits>
+
+using namespace lora;
+using namespace lora::test;
+
+namespace {
+
+using Dense = ColMatrix<double>;
+
+/// G = U diag(sigma) V^T with all of its `size` singular values, fed as batches of tokens.
+///
+/// U, V and the T that mixes the tokens are reflections I - 2 v v^T, which makes G dense and its energies cheap.
+/// Nothing is lost by it: the sketches draw normal numbers, whose distribution no rotation of G changes.
+class Example {
+ public:
+  static constexpr Index size = 2048, batches = 8, tokens = size / batches;
+  RowMatrix<float> X, dY;  ///< the mean over batches of X^T dY is G
+
+  Example(double power, Random& random) : sigma_(Eigen::VectorXd::LinSpaced(size, 1, size).array().pow(-power)) {
+    u_ = direction(random);
+    v_ = direction(random);
+    const Eigen::VectorXd t = direction(random);
+    const auto mixed = [&](const Eigen::VectorXd& across, double factor) {
+      RowMatrix<double> M = (factor * sigma_.cwiseSqrt()).asDiagonal();
+      reflect_rows(M, t);
+      M -= 2 * (M * across).eval() * across.transpose();
+      return RowMatrix<float>(M.cast<float>());
+    };
+    X = mixed(u_, batches);
+    dY = mixed(v_, 1);
+  }
+
+  /// As shares of the best energy that as many triplets can hold, sum of sigma_i^2.
+  struct Shares {
+    double approximation;  ///< (||G||^2 - ||G - U diag(S) V^T||^2): what the triplets rebuild
+    double projection;     ///< ||U^T G V||^2: what lies in their two subspaces, all that LoRA-GA takes from them
+  };
+  Shares captured(const TruncatedSvd<float>& svd) const {
+    Dense left = svd.U.cast<double>(), right = svd.Vt.transpose().cast<double>();
+    reflect_rows(left, u_);
+    reflect_rows(right, v_);
+    const Dense core = left.transpose() * sigma_.asDiagonal() * right;
+    const Eigen::VectorXd S = svd.S.cast<double>();
+    const double best = sigma_.head(svd.rank()).squaredNorm();
+    return {(2 * core.diagonal().dot(S) - S.squaredNorm()) / best, core.squaredNorm() / best};
+  }
+
+ private:
+  static Eigen::VectorXd direction(Random& random) {
+    return random_matrix<Eigen::VectorXd>(size, 1, random).normalized();
+  }
+  template <class Matrix>
+  static void reflect_rows(Matrix& M, const Eigen::VectorXd& v) {
+    const Eigen::RowVectorXd along = v.transpose() * M;
+    M -= 2 * v * along;
+  }
+
+  Eigen::VectorXd sigma_, u_, v_;
+};
+
+/// The peak of memory while a sketch of n x m is made, fed and decomposed.
+long sketch_bytes(Index size, Index width) {
+  Random random{4};
+  const auto X = random_rows<float>(8, size, random), dY = random_rows<float>(8, size, random);
+  return peak_bytes_in([&] {
+    GradientSketch<float> sketch(size, size, width, random);
+    for (int batch = 0; batch < 3; ++batch) sketch.add(X, dY);
+    static_cast<void>(sketch.svd(width / 2));
+  });
+}
+/// The same for two passes over batches that are kept anyway.
+long two_pass_bytes(Index size, Index width) {
+  Random random{4};
+  const auto X = random_rows<float>(8, size, random), dY = random_rows<float>(8, size, random);
+  const BatchGradient<float> gradient(X, dY);
+  return peak_bytes_in(
+      [&] { static_cast<void>(truncated_svd(gradient, width / 2, random, {.oversampling = width / 2})); });
+}
+
+}  // namespace
+
+TEST_CASE("share of the best rank-32 energy that 32 triplets of a 2,048 x 2,048 gradient capture at rank 16",
+          "[init][gradient][sketch]") {
+  constexpr Index triplets = 32, width = 64;
+  const int spectrum = GENERATE(0, 1);  // 1 / i, 1 / sqrt(i)
+  Random random{3};
+  const Example example(spectrum == 0 ? 1 : 0.5, random);
+  BatchGradient<float> kept(Example::size, Example::size);
+  GradientSketch<float> sketch(Example::size, Example::size, width, random);
+  for (Index batch = 0; batch < Example::batches; ++batch) {
+    const auto X = example.X.middleRows(batch * Example::tokens, Example::tokens);
+    const auto dY = example.dY.middleRows(batch * Example::tokens, Example::tokens);
+    kept.add(X, dY);
+    sketch.add(X, dY);
+  }
+  const auto two_pass = example.captured(
+      truncated_svd(kept, triplets, random, {.oversampling = width - triplets, .power_iterations = 2}));
+  const auto one_pass = example.captured(sketch.svd(triplets));
+  WARN((spectrum == 0 ? "sigma_i = 1 / i" : "sigma_i = 1 / sqrt(i)")
+       << ": two passes " << two_pass.approximation << " (in the subspaces " << two_pass.projection << "), one pass "
+       << one_pass.approximation << " (in the subspaces " << one_pass.projection << ")");
+  CHECK(two_pass.approximation >= two_pass_share[spectrum]);
+  CHECK(one_pass.projection >= one_pass_share[spectrum]);
+  CHECK(two_pass.projection <= 1 + decomposition<float>);
+  CHECK(one_pass.projection <= 1 + decomposition<float>);
+}
+
+TEST_CASE("the memory of both ways is linear in (n + m) r", "[init][gradient][sketch][allocations]") {
+  if (!allocations_are_counted) {
+    WARN(not_counted);
+    return;
+  }
+  constexpr Index size = 2048, width = 32;
+  for (const auto bytes : {sketch_bytes, two_pass_bytes}) {
+    bytes(2 * size, width);  // warms the packing memory of products, which the caches bound and threads keep
+    const long once = bytes(size, width), wider = bytes(size, 2 * width), larger = bytes(2 * size, width);
+    const auto scalars = [](long count) { return static_cast<double>(count) / sizeof(float); };
+    INFO("at n = m = " << size << ", width " << width << ": " << scalars(once) / (2 * size * width)
+                       << " (n + m) width scalars; width doubled: " << scalars(wider) / scalars(once)
+                       << " times as much; n and m doubled: " << scalars(larger) / scalars(once));
+    CHECK(scalars(larger) / scalars(once) >= doubling_from);
+    CHECK(scalars(larger) / scalars(once) <= doubling_to);
+    CHECK(scalars(wider) / scalars(once) >= doubling_from);
+    CHECK(scalars(wider) / scalars(once) <= doubling_to);
+    CHECK(scalars(larger) < 0.5 * (2 * size) * (2 * size));  // no n x m array
+  }
+}
+
+TEST_CASE("a sketch is exact where the gradient's rank is at most its width", "[init][gradient][sketch]") {
+  struct Case {
+    Index n, m, width;
+  };
+  for (const auto& [n, m, width] : {Case{40, 30, 8}, {30, 40, 8}, {12, 9, 9}, {9, 12, 9}}) {
+    Random random{1};
+    GradientSketch<double> sketch(n, m, width, random);
+    CHECK(sketch.rows() == n);
+    CHECK(sketch.cols() == m);
+    CHECK(sketch.width() == width);
+    const auto X1 = random_rows<double>(4, n, random), dY1 = random_rows<double>(4, m, random);
+    const auto X2 = random_rows<double>(2, n, random), dY2 = random_rows<double>(2, m, random);
+    sketch.add(X1, dY1);
+    sketch.add(X2, dY2);
+    CHECK(sketch.batches() == 2);
+    const Dense G = (X1.transpose() * dY1 + X2.transpose() * dY2) / 2;  // of rank 6
+    const auto svd = sketch.svd(6);
+    INFO(n << " x " << m << ", width " << width << ": off by " << relative_error(to_dense(svd), G));
+    CHECK(relative_error(to_dense(svd), G) <= decomposition<double>);
+    CHECK(off_orthonormal(svd.U) <= 4 * qr_bound<double>(n, width));
+    CHECK(off_orthonormal(Dense(svd.Vt.transpose())) <= 4 * qr_bound<double>(m, width));
+    const auto all = sketch.svd(width);
+    CHECK(all.S.tail(width - 6).maxCoeff() <= decomposition<double> * G.norm());
+  }
+}
+
+TEST_CASE("a sketch takes gradients that the trainer has formed, in either order, beside batches",
+          "[init][gradient][sketch]") {
+  constexpr Index n = 20, m = 16;
+  Random random{2};
+  const auto X = random_rows<double>(3, n, random), dY = random_rows<double>(3, m, random);
+  const Dense by_columns = X.transpose() * dY;
+  const RowMatrix<double> by_rows = by_columns;
+  Random one{5}, two{5}, three{5};
+  GradientSketch<double> sketch(n, m, 6, one), formed(n, m, 6, two), again(n, m, 6, three);
+  sketch.add(X, dY);
+  sketch.add(by_columns);
+  formed.add(by_rows);
+  again.add(by_rows);
+  CHECK(relative_error(to_dense(sketch.svd(3)), by_columns) <= decomposition<double>);
+  CHECK(relative_error(to_dense(formed.svd(3)), by_columns) <= decomposition<double>);
+  CHECK(same_bits(formed.svd(3).U, again.svd(3).U));  // same seed, same bits
+  CHECK(one == two);
+}
+
+TEST_CASE("the sketch of a zero gradient has singular values of zero", "[init][gradient][sketch]") {
+  Random random{6};
+  GradientSketch<float> sketch(10, 8, 4, random);
+  const ColMatrix<float> zero = ColMatrix<float>::Zero(10, 8);
+  sketch.add(zero);
+  CHECK(sketch.svd(4).S == Eigen::Vector4f::Zero());
+}
+
+TEST_CASE("bad input to a sketch is named and leaves it as it was", "[init][gradient][sketch][errors]") {
+  Random random{7};
+  CHECK(message_of<ConfigError>([&] { GradientSketch<double>(6, 4, 0, random); }) ==
+        "GradientSketch: width must lie in [1, min(n, m)] = [1, 4], got 0");
+  CHECK(message_of<ConfigError>([&] { GradientSketch<double>(6, 4, 5, random); }) ==
+        "GradientSketch: width must lie in [1, min(n, m)] = [1, 4], got 5");
+  GradientSketch<double> sketch(6, 4, 3, random);
+  CHECK(message_of<StateError>([&] { static_cast<void>(sketch.svd(2)); }) ==
+        "GradientSketch::svd: needs at least one batch, got none");
+  Dense G = random_columns<double>(6, 4, random);
+  sketch.add(G);
+  const Dense before = to_dense(sketch.svd(3));
+  CHECK(message_of<ConfigError>([&] { static_cast<void>(sketch.svd(0)); }) ==
+        "GradientSketch::svd: rank must lie in [1, width] = [1, 3], got 0");
+  CHECK(message_of<ConfigError>([&] { static_cast<void>(sketch.svd(4)); }) ==
+        "GradientSketch::svd: rank must lie in [1, width] = [1, 3], got 4");
+
+  RowMatrix<double> X = RowMatrix<double>::Ones(2, 6);
+  const RowMatrix<double> dY = RowMatrix<double>::Ones(2, 4), short_dY = RowMatrix<double>::Ones(1, 4);
+  const Dense wrong = Dense::Ones(4, 6);
+  CHECK(message_of<ShapeError>([&] { sketch.add(dY, dY); }) == "GradientSketch::add: X must be b x 6, got 2 x 4");
+  CHECK(message_of<ShapeError>([&] { sketch.add(X, short_dY); }) == "GradientSketch::add: dY must be 2 x 4, got 1 x 4");
+  CHECK(message_of<ShapeError>([&] { sketch.add(wrong); }) == "GradientSketch::add: gradient must be 6 x 4, got 4 x 6");
+  X(1, 2) = std::numeric_limits<double>::quiet_NaN();
+  G(0, 0) = std::numeric_limits<double>::infinity();
+  CHECK(message_of<NumericalError>([&] { sketch.add(X, dY); }) ==
+        "GradientSketch::add: X must be finite, got NaN or infinity");
+  CHECK(message_of<NumericalError>([&] { sketch.add(G); }) ==
+        "GradientSketch::add: gradient must be finite, got NaN or infinity");
+  CHECK(sketch.batches() == 1);
+  CHECK(same_bits(to_dense(sketch.svd(3)), before));
+}
