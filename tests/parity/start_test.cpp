@@ -108,7 +108,7 @@ TEST_CASE("PEFT's random LoRA-GA start is made of the triplets that it drew, and
     const auto svd = truncated_svd(subject.gradient, 2 * r, subject.random);
     const auto weight = truncated_svd(subject.layer.base(), r, subject.random);
     // c sum of sigma_i u_i v_i^T over the drawn i; c is what the size multiplies the product by.
-    const auto expected = [&](const auto& indices) {
+    const auto expected = [&, size = size](const auto& indices) {
       const double s = subject.layer.scale();
       double c = 1;
       if (size == Size::Stable) c = std::pow(static_cast<double>(svd.cols()), 0.25) / std::sqrt(golden.number("gamma"));
