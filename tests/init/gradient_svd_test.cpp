@@ -93,11 +93,11 @@ TEST_CASE("every direction, size and convention of LoRA-GA is made of the bands 
     };
     check_bands(example, start(Convention::Authors, Size::Unit), input, output, 1, one);
     check_bands(example, start(Convention::Authors, Size::Stable), input, output, stable, stable * one);
-    check_bands(example, start(Convention::Authors, Size::Gradient), input, output, 1 / s, one / s);
+    check_bands(example, start(Convention::Authors, Size::InverseScale), input, output, 1 / s, one / s);
     check_bands(example, start(Convention::Authors, Size::Weight), input, output, mean, mean * one);
     check_bands(example, start(Convention::Peft, Size::Unit), input, output, 1, sigma);
     check_bands(example, start(Convention::Peft, Size::Stable), input, output, 1, stable * sigma);
-    check_bands(example, start(Convention::Peft, Size::Gradient), input, output, 1 / s, sigma / s);
+    check_bands(example, start(Convention::Peft, Size::InverseScale), input, output, 1 / s, sigma / s);
     check_bands(example, start(Convention::Peft, Size::Weight), input, output, 1, W(0) / sigma(0) * sigma);
   }
 }
@@ -292,7 +292,7 @@ TEST_CASE("what LoRA-GA cannot use is named, and the layer stays as it was", "[i
 
   layer.set_scale(0);
   const auto silent = layer;
-  CHECK(message_of<NumericalError>(start(layer, gradient, {.size = Size::Gradient})) ==
+  CHECK(message_of<NumericalError>(start(layer, gradient, {.size = Size::InverseScale})) ==
         "LoraLinear::initialize: start A must be finite, got NaN or infinity");
   CHECK(layer == silent);
 }

@@ -19,7 +19,7 @@ using Size = GradientSvd::Size;
 
 const std::array directions{std::pair{"ArB2r", Direction::ArB2r}, std::pair{"A2rBr", Direction::A2rBr},
                             std::pair{"ArBr", Direction::ArBr}};
-const std::array sizes{std::pair{"stable", Size::Stable}, std::pair{"gd_scale", Size::Gradient},
+const std::array sizes{std::pair{"stable", Size::Stable}, std::pair{"gd_scale", Size::InverseScale},
                        std::pair{"weight_svd", Size::Weight}, std::pair{"unit", Size::Unit}};
 
 /// An item that was a float, in the precision of the test.
@@ -112,7 +112,7 @@ TEST_CASE("PEFT's random LoRA-GA start is made of the triplets that it drew, and
       const double s = subject.layer.scale();
       double c = 1;
       if (size == Size::Stable) c = std::pow(static_cast<double>(svd.cols()), 0.25) / std::sqrt(golden.number("gamma"));
-      if (size == Size::Gradient) c = 1 / (s * s);
+      if (size == Size::InverseScale) c = 1 / (s * s);
       if (size == Size::Weight) c = static_cast<double>(weight.S(0) / svd.S(indices.front()));
       RowMatrix<double> sum = RowMatrix<double>::Zero(svd.rows(), svd.cols());
       for (const Index i : indices) {

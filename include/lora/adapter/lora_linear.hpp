@@ -82,8 +82,9 @@ class LoraLinear {
 
   // ---- factors ----
 
-  /// Sets the factors to the initializer's start. Equal seeds give equal bits on every platform.
-  /// \throws StateError  while merged, or baked. \throws ShapeError, NumericalError  the initializer's result is unfit.
+  /// Sets the factors to the initializer's start. Equal seeds give equal bits in one program, and on every platform
+  /// where the start is made of draws alone (not LoRA-GA, PiSSA). \throws StateError  while merged, or baked. \throws
+  /// ShapeError, NumericalError  the initializer's result is unfit.
   template <Initializer<Base> Init>
   void initialize(const Init& init, Random& random) {
     require_unmerged("initialize");

@@ -48,7 +48,8 @@ Alignment alignment(const Factors<Scalar>& step, double scale, const Step& full,
 
 /// Follows one layer: `begin` before a step (or before k of them), `measure` after.
 ///
-/// Memory 3 (n + m) r scalars. Over k steps the full step is what full fine-tuning, run beside it, added to the weight.
+/// Keeps (n + m) r scalars; `measure` allocates a pair of rank 2r and its copy in double. Over k steps the full step is
+/// what full fine-tuning, run beside it, added to the weight.
 template <Real Scalar>
 class AlignmentMeter {
  public:

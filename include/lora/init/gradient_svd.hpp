@@ -38,8 +38,8 @@ struct GradientSvd {
   enum class Direction { ArB2r, A2rBr, ArBr, Random };
   /// What the factors are multiplied by. In their own words: "stable", "gd" ("gd_scale" in PEFT), "weight_svd", "unit".
   enum class Size {
-    Stable,    ///< `Authors`: both m^(1/4) / sqrt(gamma); `Peft`: B0 alone
-    Gradient,  ///< both 1 / s
+    Stable,        ///< `Authors`: both m^(1/4) / sqrt(gamma); `Peft`: B0 alone
+    InverseScale,  ///< both 1 / s
     Weight,  ///< `Authors`: both the mean over i < r of sqrt(sigma_i(W0) / s); `Peft`: B0 sigma_0(W0) / its first sigma
     Unit,    ///< 1
   };
@@ -116,7 +116,7 @@ struct GradientSvd {
         const double stable = std::pow(static_cast<double>(base.cols()), 0.25) / std::sqrt(gamma);
         return {authors ? stable : 1, stable};
       }
-      case Size::Gradient:
+      case Size::InverseScale:
         return {1 / scale, 1 / scale};
       case Size::Weight: {
         const Eigen::VectorXd sigma = truncated_svd(base, rank, random, effort).S.template cast<double>();

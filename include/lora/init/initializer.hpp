@@ -26,7 +26,8 @@ struct Start {
 
 /// A start made from the base, the rank r and the scale s: `init(base, rank, scale, random)`.
 ///
-/// Same seed, same bits on every platform: draw from `random` alone, one draw a statement.
+/// Draw from `random` alone, one draw a statement: then the same seed gives the same bits on every platform, up to what
+/// products and decompositions round.
 template <class Init, class Base>
 concept Initializer = FrozenBase<Base> &&
     requires(const Init& init, const Base& base, Index rank, double scale, Random& random) {

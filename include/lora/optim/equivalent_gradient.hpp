@@ -25,9 +25,9 @@ enum class Freedom {
 ///     H_A = (1/s^2) G_A (B B^T)^+ + A C,   H_B = (1/s^2) (A^T A)^+ G_B (I - P_B) - C B,   P_B = B^T (B B^T)^+ B.
 ///
 /// For every C, s H_A B + s A H_B = G P_B + P_A G (I - P_B), with P_A = A (A^T A)^+ A^T. Never forms an n x n, m x m or
-/// n x m matrix: 8 (n + m) r^2 flops and two r x r eigendecompositions. B = 0 is no special case: all eigenvalues of
-/// B B^T are cut, so H_A = 0, H_B = (1/s^2) (A^T A)^+ G_B and C = 0. Inverse and projector share one cut, so
-/// rank-deficient factors get the minimiser too.
+/// n x m matrix: 8 n r^2 + 10 m r^2 flops (4 and 8 with C = 0) and two r x r eigendecompositions. B = 0 is no
+/// special case: all eigenvalues of B B^T are cut, so H_A = 0, H_B = (1/s^2) (A^T A)^+ G_B and C = 0. Inverse and
+/// projector share one cut, so rank-deficient factors get the minimiser too.
 template <Real Scalar>
 class EquivalentGradient {
  public:

@@ -22,15 +22,14 @@
 namespace lora {
 
 /// Turns the factor gradients into the H of `EquivalentGradient` in every step; the modes differ in where the moments
-/// live. Gt = s H_A B + s A H_B is the equivalent gradient, n x m and of rank 2r at most:
+/// live (how many scalars). Gt = s H_A B + s A H_B is the equivalent gradient, n x m and of rank 2r at most:
 ///
 /// | mode | step | moments |
 /// |---|---|---|
 /// | `Sgd` | (A, B) -= lr H | none |
 /// | `Efficient` | AdamW with H in the gradients' place | 2 (n + m) r |
 /// | `Full` | Adam's m and v of Gt (C = 0), g = m^ / (sqrt v^ + epsilon), (A, B) -= lr H of s g B^T, s A^T g | 2 n m |
-/// | `Factored` | the same with m a pair that is carried to the new factors and v_ij = R_i K_j / sum R | 2 (n + m) r +
-/// n + m |
+/// | `Factored` | the same, m a pair carried to the new factors, v_ij = R_i K_j / sum R | 4 (n + m) r + n + m |
 ///
 /// In `Factored`, R and K are Adafactor's moving row and column sums of Gt o Gt, so that g = D_R m^ D_K with
 /// (D_R)_i = (R_i / sqrt(sum R) + epsilon)^-1/2, likewise D_K, stays a product of rank 2r and no n x m array is needed.
@@ -44,7 +43,7 @@ namespace lora {
 struct LoraPro {
   enum class Mode { Sgd, Efficient, Full, Factored };
   /// Whose faults to reproduce, for comparisons. `Peta`: the authors' peta/optim.py adds 1e-8, absolute, to A^T A and
-  /// B B^T where it inverts them. `DeepSpeed`: their patched DeepSpeed also counts steps from 1, so that its first
+  /// B B^T where it inverts them. `DeepSpeed`: their patched DeepSpeed also counts steps from 2, so that its first
   /// update is 0.744 of Adam's (and has s = 2 written into it: pass that scale). See also
   /// `Freedom::ReleasedSymmetric`.
   enum class Compat { None, Peta, DeepSpeed };
