@@ -106,7 +106,7 @@ inline constexpr double two_pass_share[] = {0.9995, 0.997}, one_pass_share[] = {
 
 /// Memory of twice the size over memory of the size, where it should double: up to what does not grow (r x r matrices,
 /// one batch, allocator granules).
-inline constexpr double doubling_from = 1.8, doubling_to = 2.1;
+inline constexpr double doubling_from = 1.8, doubling_to = 2.2;
 
 // ---- LoRA-Pro and what stands on it
 

@@ -141,7 +141,7 @@ bool overlap(const View<Left, LeftOrder>& left, const View<Right, RightOrder>& r
   const Index stride = left.outerStride();
   if (stride < 1 || right.outerStride() != stride || (first(right) - first(left)) % size != 0) return true;
   const auto apart = (first(right) - first(left)) / size;
-  const Index shift = static_cast<Index>((apart % stride + stride) % stride);  // of right's lines behind left's
+  const auto shift = static_cast<Index>((apart % stride + stride) % stride);  // of right's lines behind left's
   return shift < left.innerSize() || shift + right.innerSize() > stride;
 }
 

@@ -24,7 +24,8 @@ namespace lora {
 ///
 /// Memory 3 (n + m) k scalars; a batch costs 6 b (n + m) k flops. One pass has no power iterations: where X and dY can
 /// be kept, `truncated_svd` of a `BatchGradient` captures more. Of sigma_i = 1/i, 1/sqrt(i), k = 64 and n = m = 2048,
-/// the leading 32 triplets hold 0.988 and 0.75 of the best energy; two passes of the same width 0.99998 and 0.998.
+/// the subspaces of the leading 32 triplets hold 0.981 and 0.50 of the best energy, ||U^T G V||^2, and the triplets
+/// rebuild 0.970 and nothing (-0.47); two passes of the same width rebuild 0.999999 and 0.9985.
 template <Real RealScalar>
 class GradientSketch {
  public:

@@ -71,14 +71,17 @@ struct SvdEffort {
 
 namespace detail {
 
-/// Exact SVD of M (k x cols, k <= cols) by QR of M^T and Jacobi rotations of the k x k triangle.
+/// Exact SVD of M (k x cols, k <= cols) by QR of M^T and Jacobi rotations of the k x k triangle, these in double.
 template <Real Scalar>
 TruncatedSvd<Scalar> wide_svd(const RowMatrix<Scalar>& M) {
   const auto qr = thin_qr<Scalar>(M.transpose());  // M = R^T Q^T
-  const Eigen::JacobiSVD<ColMatrix<Scalar>, Eigen::NoQRPreconditioner> small(qr.R.transpose(),
-                                                                             Eigen::ComputeFullU | Eigen::ComputeFullV);
-  TruncatedSvd<Scalar> result{small.matrixU(), small.singularValues(), RowMatrix<Scalar>(M.rows(), M.cols())};
-  set_product(result.Vt, 1, small.matrixV().transpose(), qr.Q.transpose());
+  const Eigen::MatrixXd triangle = qr.R.transpose().template cast<double>();
+  const Eigen::JacobiSVD<Eigen::MatrixXd, Eigen::NoQRPreconditioner> small(triangle,
+                                                                           Eigen::ComputeFullU | Eigen::ComputeFullV);
+  const ColMatrix<Scalar> V = small.matrixV().template cast<Scalar>();
+  TruncatedSvd<Scalar> result{small.matrixU().template cast<Scalar>(), small.singularValues().template cast<Scalar>(),
+                              RowMatrix<Scalar>(M.rows(), M.cols())};
+  set_product(result.Vt, 1, V.transpose(), qr.Q.transpose());
   return result;
 }
 

@@ -11,6 +11,7 @@
 
 #include <Eigen/Core>
 
+#include <concepts>
 #include <utility>
 
 namespace lora {
@@ -83,6 +84,12 @@ class WeightSpace {
     require_weight(weight, "WeightSpace::subtract_from: W");
     const auto change = delta();
     add_product(weight, -scale_, change.A, change.B);
+  }
+
+  /// Copy it for a snapshot, compare it for bit-exact resume.
+  friend bool operator==(const WeightSpace& left, const WeightSpace& right) requires std::equality_comparable<Method> {
+    return left.method_ == right.method_ && left.factors_ == right.factors_ && left.initial_ == right.initial_ &&
+           left.scale_ == right.scale_ && left.state_ == right.state_;
   }
 
   double scale() const { return scale_; }
