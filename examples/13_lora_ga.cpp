@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // LoRA-GA on a trainer's gradients: the start whose first step moves the weight as full fine-tuning would, from
-// gradients that the trainer formed, from the batches themselves, or from a sketch that keeps neither.
+// gradients that the trainer formed, from the batches themselves, or in one pass that keeps neither.
 #include <lora/lora.hpp>
 
 #include <cstdio>
@@ -21,14 +21,14 @@ int main() {
   }
 
   // [accumulators]
-  lora::DenseGradient<double> dense{n, m};                // n m numbers; exact
-  lora::BatchGradient<double> kept{n, m};                 // nothing but the addresses of X and dY; exact
-  lora::GradientSketch<double> sketch{n, m, 16, random};  // 3 (n + m) 16 numbers; one pass, nothing is kept
+  lora::DenseGradient<double> dense{n, m};              // n m numbers; exact
+  lora::BatchGradient<double> kept{n, m};               // nothing but the addresses of X and dY; exact
+  lora::StreamingSvd<double> stream{n, m, 16, random};  // (n + m) 16 numbers; one pass, nothing is kept
   for (std::size_t i = 0; i < batches; ++i) {
     const Matrix dW = X[i].transpose() * dY[i];  // what a trainer's backward leaves in its weight.grad
     dense.add(dW);
     kept.add(X[i], dY[i]);
-    sketch.add(X[i], dY[i]);
+    stream.add(X[i], dY[i]);
   }
   // [/accumulators]
 
@@ -61,6 +61,6 @@ int main() {
   train("kaiming, B = 0", [&](auto& layer) { layer.initialize(lora::KaimingUniform{}, random); });
   train("dense", [&](auto& layer) { layer.initialize(lora::GradientSvd{}, dense, random); });
   train("batches", [&](auto& layer) { layer.initialize(lora::GradientSvd{}, kept, random); });
-  train("sketch", [&](auto& layer) { layer.initialize(lora::GradientSvd{}, sketch.svd(8), random); });
+  train("stream", [&](auto& layer) { layer.initialize(lora::GradientSvd{}, stream.svd(8), random); });
   // [/use]
 }

@@ -39,6 +39,7 @@
 #include <lora/init/orthogonal.hpp>
 #include <lora/init/principal_svd.hpp>
 #include <lora/init/qr_init.hpp>
+#include <lora/init/streaming_svd.hpp>
 #include <lora/init/zeros.hpp>
 
 // optim: how factors move

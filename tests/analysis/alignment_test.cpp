@@ -133,7 +133,7 @@ TEMPLATE_TEST_CASE("the captured share is ||Gt||^2 / ||G||^2, in [0, 1]", "[anal
     if (trial % 5 == 1) f.B.setZero();
     if (trial % 5 == 2) f.A.col(1) = f.A.col(0);
     if (trial % 5 == 3) f.A.setZero();
-    if (trial % 5 == 4) f.B.row(2) = 3 * f.B.row(0);
+    if (trial % 5 == 4) f.B.row(2) = 2 * f.B.row(0);
     const auto G = random_columns<Scalar>(n, m, random);
     const Dense wide_G = G.template cast<double>();
     const Dense left = orthonormal_basis(f.A.template cast<double>()),

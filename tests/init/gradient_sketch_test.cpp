@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What the one-pass sketch of a gradient captures, beside two passes of the same width, and the memory that both take.
+// What one pass over the batches of a gradient captures, beside two passes of the same width, and the memory of each.
 #include "support/allocations.hpp"
 #include "support/catch.hpp"
 #include "support/matrices.hpp"
@@ -8,6 +8,7 @@
 
 #include <lora/base/view_base.hpp>
 #include <lora/init/gradient_sketch.hpp>
+#include <lora/init/streaming_svd.hpp>
 #include <lora/linalg/batch_gradient.hpp>
 #include <lora/linalg/dense.hpp>
 #include <lora/linalg/truncated_svd.hpp>
@@ -16,6 +17,8 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -86,12 +89,13 @@ class Example {
   Eigen::VectorXd sigma_, u_, v_;
 };
 
-/// The peak of memory while a sketch of n x m is made, fed and decomposed.
-long sketch_bytes(Index size, Index width) {
+/// The peak of memory while an accumulator of n x m is made, fed and decomposed.
+template <class Accumulator>
+long one_pass_bytes(Index size, Index width) {
   Random random{4};
   const auto X = random_rows<float>(8, size, random), dY = random_rows<float>(8, size, random);
   return peak_bytes_in([&] {
-    GradientSketch<float> sketch(size, size, width, random);
+    Accumulator sketch(size, size, width, random);
     for (int batch = 0; batch < 3; ++batch) sketch.add(X, dY);
     static_cast<void>(sketch.svd(width / 2));
   });
@@ -114,32 +118,38 @@ TEST_CASE("share of the best rank-32 energy that 32 triplets of a 2,048 x 2,048 
   Random random{3};
   const Example example(spectrum == 0 ? 1 : 0.5, random);
   BatchGradient<float> kept(Example::size, Example::size);
+  StreamingSvd<float> stream(Example::size, Example::size, width, random);
   GradientSketch<float> sketch(Example::size, Example::size, width, random);
   for (Index batch = 0; batch < Example::batches; ++batch) {
     const auto X = example.X.middleRows(batch * Example::tokens, Example::tokens);
     const auto dY = example.dY.middleRows(batch * Example::tokens, Example::tokens);
     kept.add(X, dY);
+    stream.add(X, dY);
     sketch.add(X, dY);
   }
   const auto two_pass = example.captured(
       truncated_svd(kept, triplets, random, {.oversampling = width - triplets, .power_iterations = 2}));
-  const auto one_pass = example.captured(sketch.svd(triplets));
+  const auto one_pass = example.captured(stream.svd(triplets)), linear = example.captured(sketch.svd(triplets));
+  const auto print = [](const Example::Shares& shares) {
+    return std::to_string(shares.approximation) + " (in the subspaces " + std::to_string(shares.projection) + ")";
+  };
   WARN((spectrum == 0 ? "sigma_i = 1 / i" : "sigma_i = 1 / sqrt(i)")
-       << ": two passes " << two_pass.approximation << " (in the subspaces " << two_pass.projection << "), one pass "
-       << one_pass.approximation << " (in the subspaces " << one_pass.projection << ")");
+       << ": two passes " << print(two_pass) << ", one pass " << print(one_pass) << ", linear sketch "
+       << print(linear));
   CHECK(two_pass.approximation >= two_pass_share[spectrum]);
   CHECK(one_pass.approximation >= one_pass_share[spectrum]);
-  CHECK(two_pass.projection <= 1 + decomposition<float>);
-  CHECK(one_pass.projection <= 1 + decomposition<float>);
+  CHECK(linear.projection >= linear_share[spectrum]);
+  for (const auto& shares : {two_pass, one_pass, linear}) CHECK(shares.projection <= 1 + decomposition<float>);
 }
 
-TEST_CASE("the memory of both ways is linear in (n + m) r", "[init][gradient][sketch][allocations]") {
+TEST_CASE("the memory of all ways is linear in (n + m) r", "[init][gradient][sketch][allocations]") {
   if (!allocations_are_counted) {
     WARN(not_counted);
     return;
   }
   constexpr Index size = 2048, width = 32;
-  for (const auto bytes : {sketch_bytes, two_pass_bytes}) {
+  for (const auto bytes :
+       {one_pass_bytes<StreamingSvd<float>>, one_pass_bytes<GradientSketch<float>>, two_pass_bytes}) {
     bytes(2 * size, width);  // warms the packing memory of products, which the caches bound and threads keep
     const long once = bytes(size, width), wider = bytes(size, 2 * width), larger = bytes(2 * size, width);
     const auto scalars = [](long count) { return static_cast<double>(count) / sizeof(float); };
@@ -154,13 +164,14 @@ TEST_CASE("the memory of both ways is linear in (n + m) r", "[init][gradient][sk
   }
 }
 
-TEST_CASE("a sketch is exact where the gradient's rank is at most its width", "[init][gradient][sketch]") {
+TEMPLATE_TEST_CASE("one pass is exact where the gradient's rank is at most its width", "[init][gradient][sketch]",
+                   StreamingSvd<double>, GradientSketch<double>) {
   struct Case {
     Index n, m, width;
   };
   for (const auto& [n, m, width] : {Case{40, 30, 8}, {30, 40, 8}, {12, 9, 9}, {9, 12, 9}}) {
     Random random{1};
-    GradientSketch<double> sketch(n, m, width, random);
+    TestType sketch(n, m, width, random);
     CHECK(sketch.rows() == n);
     CHECK(sketch.cols() == m);
     CHECK(sketch.width() == width);
@@ -180,15 +191,15 @@ TEST_CASE("a sketch is exact where the gradient's rank is at most its width", "[
   }
 }
 
-TEST_CASE("a sketch takes gradients that the trainer has formed, in either order, beside batches",
-          "[init][gradient][sketch]") {
+TEMPLATE_TEST_CASE("one pass takes gradients that the trainer has formed, in either order, beside batches",
+                   "[init][gradient][sketch]", StreamingSvd<double>, GradientSketch<double>) {
   constexpr Index n = 20, m = 16;
   Random random{2};
   const auto X = random_rows<double>(3, n, random), dY = random_rows<double>(3, m, random);
   const Dense by_columns = X.transpose() * dY;
   const RowMatrix<double> by_rows = by_columns;
   Random one{5}, two{5}, three{5};
-  GradientSketch<double> sketch(n, m, 6, one), formed(n, m, 6, two), again(n, m, 6, three);
+  TestType sketch(n, m, 6, one), formed(n, m, 6, two), again(n, m, 6, three);
   sketch.add(X, dY);
   sketch.add(by_columns);
   formed.add(by_rows);
@@ -199,43 +210,67 @@ TEST_CASE("a sketch takes gradients that the trainer has formed, in either order
   CHECK(one == two);
 }
 
-TEST_CASE("the sketch of a zero gradient has singular values of zero", "[init][gradient][sketch]") {
+TEMPLATE_TEST_CASE("one pass over a zero gradient leaves singular values of zero", "[init][gradient][sketch]",
+                   StreamingSvd<float>, GradientSketch<float>) {
   Random random{6};
-  GradientSketch<float> sketch(10, 8, 4, random);
+  TestType sketch(10, 8, 4, random);
   const ColMatrix<float> zero = ColMatrix<float>::Zero(10, 8);
   sketch.add(zero);
   CHECK(sketch.svd(4).S == Eigen::Vector4f::Zero());
 }
 
-TEST_CASE("bad input to a sketch is named and leaves it as it was", "[init][gradient][sketch][errors]") {
+TEST_CASE("sketches of several threads add up to that of one", "[init][gradient][sketch]") {
+  constexpr Index n = 20, m = 16;
+  Random random{8};
+  const auto X = random_rows<double>(6, n, random), dY = random_rows<double>(6, m, random);
+  Random first{5}, second{5}, third{5}, other{6};
+  GradientSketch<double> whole(n, m, 6, first), left(n, m, 6, second), right(n, m, 6, third), stranger(n, m, 6, other),
+      narrow(n, m, 5, other);
+  whole.add(X.topRows(3), dY.topRows(3));
+  whole.add(X.bottomRows(3), dY.bottomRows(3));
+  left.add(X.topRows(3), dY.topRows(3));
+  right.add(X.bottomRows(3), dY.bottomRows(3));
+  left += right;
+  CHECK(left.batches() == 2);
+  CHECK(relative_error(to_dense(left.svd(6)), to_dense(whole.svd(6))) <= decomposition<double>);
+  CHECK(message_of<StateError>([&] { left += stranger; }) ==
+        "GradientSketch: sketches to be added must share their draws, got other ones");
+  CHECK(message_of<ShapeError>([&] { left += narrow; }) ==
+        "GradientSketch: Omega of the sketch that is added must be 16 x 6, got 16 x 5");
+  CHECK(left.batches() == 2);
+}
+
+TEMPLATE_TEST_CASE("bad input to one pass is named and leaves it as it was", "[init][gradient][sketch][errors]",
+                   StreamingSvd<double>, GradientSketch<double>) {
+  const std::string name = std::is_same_v<TestType, StreamingSvd<double>> ? "StreamingSvd" : "GradientSketch";
   Random random{7};
-  CHECK(message_of<ConfigError>([&] { GradientSketch<double>(6, 4, 0, random); }) ==
-        "GradientSketch: width must lie in [1, min(n, m)] = [1, 4], got 0");
-  CHECK(message_of<ConfigError>([&] { GradientSketch<double>(6, 4, 5, random); }) ==
-        "GradientSketch: width must lie in [1, min(n, m)] = [1, 4], got 5");
-  GradientSketch<double> sketch(6, 4, 3, random);
+  CHECK(message_of<ConfigError>([&] { TestType(6, 4, 0, random); }) ==
+        name + ": width must lie in [1, min(n, m)] = [1, 4], got 0");
+  CHECK(message_of<ConfigError>([&] { TestType(6, 4, 5, random); }) ==
+        name + ": width must lie in [1, min(n, m)] = [1, 4], got 5");
+  TestType sketch(6, 4, 3, random);
   CHECK(message_of<StateError>([&] { static_cast<void>(sketch.svd(2)); }) ==
-        "GradientSketch::svd: needs at least one batch, got none");
+        name + "::svd: needs at least one batch, got none");
   Dense G = random_columns<double>(6, 4, random);
   sketch.add(G);
   const Dense before = to_dense(sketch.svd(3));
   CHECK(message_of<ConfigError>([&] { static_cast<void>(sketch.svd(0)); }) ==
-        "GradientSketch::svd: rank must lie in [1, width] = [1, 3], got 0");
+        name + "::svd: rank must lie in [1, width] = [1, 3], got 0");
   CHECK(message_of<ConfigError>([&] { static_cast<void>(sketch.svd(4)); }) ==
-        "GradientSketch::svd: rank must lie in [1, width] = [1, 3], got 4");
+        name + "::svd: rank must lie in [1, width] = [1, 3], got 4");
 
   RowMatrix<double> X = RowMatrix<double>::Ones(2, 6);
   const RowMatrix<double> dY = RowMatrix<double>::Ones(2, 4), short_dY = RowMatrix<double>::Ones(1, 4);
   const Dense wrong = Dense::Ones(4, 6);
-  CHECK(message_of<ShapeError>([&] { sketch.add(dY, dY); }) == "GradientSketch::add: X must be b x 6, got 2 x 4");
-  CHECK(message_of<ShapeError>([&] { sketch.add(X, short_dY); }) == "GradientSketch::add: dY must be 2 x 4, got 1 x 4");
-  CHECK(message_of<ShapeError>([&] { sketch.add(wrong); }) == "GradientSketch::add: gradient must be 6 x 4, got 4 x 6");
+  CHECK(message_of<ShapeError>([&] { sketch.add(dY, dY); }) == name + "::add: X must be b x 6, got 2 x 4");
+  CHECK(message_of<ShapeError>([&] { sketch.add(X, short_dY); }) == name + "::add: dY must be 2 x 4, got 1 x 4");
+  CHECK(message_of<ShapeError>([&] { sketch.add(wrong); }) == name + "::add: gradient must be 6 x 4, got 4 x 6");
   X(1, 2) = std::numeric_limits<double>::quiet_NaN();
   G(0, 0) = std::numeric_limits<double>::infinity();
   CHECK(message_of<NumericalError>([&] { sketch.add(X, dY); }) ==
-        "GradientSketch::add: X must be finite, got NaN or infinity");
+        name + "::add: X must be finite, got NaN or infinity");
   CHECK(message_of<NumericalError>([&] { sketch.add(G); }) ==
-        "GradientSketch::add: gradient must be finite, got NaN or infinity");
+        name + "::add: gradient must be finite, got NaN or infinity");
   CHECK(sketch.batches() == 1);
   CHECK(same_bits(to_dense(sketch.svd(3)), before));
 }

@@ -88,8 +88,8 @@ TEST_CASE("every direction, size and convention of LoRA-GA is made of the bands 
                                                  {Direction::A2rBr, {3, 4, 5}, {0, 1, 2}},
                                                  {Direction::ArBr, {1, 3, 5}, {0, 2, 4}}}) {
     const Eigen::VectorXd one = Eigen::VectorXd::Ones(r), sigma = example.gradient.S(output);
-    const auto start = [&](Convention convention, Size size) {
-      return example.start({.convention = convention, .direction = direction, .size = size, .gamma = gamma});
+    const auto start = [&, band = direction](Convention convention, Size size) {
+      return example.start({.convention = convention, .direction = band, .size = size, .gamma = gamma});
     };
     check_bands(example, start(Convention::Authors, Size::Unit), input, output, 1, one);
     check_bands(example, start(Convention::Authors, Size::Stable), input, output, stable, stable * one);

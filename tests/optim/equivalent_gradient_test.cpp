@@ -129,9 +129,8 @@ TEST_CASE("Sylvester's C is nearest to the raw gradients among all", "[optim]") 
 TEST_CASE("the loss never rises to first order, whatever the factors' rank", "[optim]") {
   Random random{4};
   double least = std::numeric_limits<double>::infinity(), worst_share = 0;
-  int trial = 0;
-  for (; trial < 1000; ++trial) {
-    Case example(every_defect[trial % std::size(every_defect)], random);
+  for (int trial = 0; trial < 1000; ++trial) {
+    Case example(every_defect[trial % static_cast<int>(std::size(every_defect))], random);
     example.s = 0.1 + 3 * random.uniform();
     const auto raw = example.gradient();
     for (const auto freedom : every_freedom) {

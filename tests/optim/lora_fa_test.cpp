@@ -110,7 +110,7 @@ TEST_CASE("LoRA-FA says what is wrong with a step, and changes nothing", "[optim
   const auto refused = [&](auto error, const LoraFa<>& by, const Factors<double>& g, double scale, double rate) {
     auto state = method.init<double>(n, m, r);
     const auto before = factors;
-    const auto message = message_of<decltype(error)>([&] { by.step(state, factors, g, scale, rate); });
+    auto message = message_of<decltype(error)>([&] { by.step(state, factors, g, scale, rate); });
     CHECK(same_bits(factors, before));
     CHECK(state == method.init<double>(n, m, r));
     return message;

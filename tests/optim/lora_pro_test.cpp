@@ -239,7 +239,7 @@ TEMPLATE_TEST_CASE("every mode learns a low-rank target, from B = 0 and from ran
       const double left = (scale * f.A * f.B - target).norm() / start;
       INFO("mode " << static_cast<int>(mode) << (deficient ? ", dependent columns" : "") << ": left " << left);
       // Efficient's second moment long remembers the H_A of small B, so it is in no hurry.
-      CHECK(left < (mode == Mode::Efficient ? 1 : 0.1));
+      CHECK(left < (mode == Mode::Efficient ? 1 : learnt));
     }
   }
 }
@@ -267,7 +267,11 @@ TEMPLATE_TEST_CASE("no mode allocates after its first step, and only Full keeps 
     const double share = static_cast<double>(peak) / static_cast<double>(sizeof(TestType) * rows * cols);
     INFO("heap at most " << share << " of an n x m array");
     if (!allocations_are_counted) continue;
-    CHECK((mode == Mode::Full ? share > 2 && share < 3 : share < 0.5));
+    if (mode == Mode::Full) {
+      CHECK(share > 2);
+    } else {
+      CHECK(share < far_from_dense);
+    }
   }
 }
 
@@ -331,7 +335,7 @@ TEST_CASE("LoRA-Pro refuses hyper-parameters out of range at init and at every s
   auto factors = Factors<double>::zero(n, m, r);
   const auto refused = [&](const LoraPro& method) {
     auto state = LoraPro{}.init<double>(n, m, r);
-    const auto at_init = message_of<ConfigError>([&] { method.init<double>(n, m, r); });
+    auto at_init = message_of<ConfigError>([&] { method.init<double>(n, m, r); });
     CHECK(at_init == message_of<ConfigError>([&] { method.step(state, factors, factors, s, 1); }));
     return at_init;
   };
@@ -365,7 +369,7 @@ TEST_CASE("LoRA-Pro names what is wrong with a step, and changes nothing", "[opt
                                             double rate) {
       const auto before = f;
       const auto state_before = state;
-      const auto message = message_of<ErrorType>([&] { method.step(state, f, g, scale, rate); });
+      auto message = message_of<ErrorType>([&] { method.step(state, f, g, scale, rate); });
       CHECK(same_bits(f, before));
       CHECK(state == state_before);
       return message;
@@ -409,7 +413,7 @@ TEST_CASE("LoRA-Pro refuses a state of another mode or of other shapes", "[optim
   auto factors = Factors<double>::zero(n, m, r);
   const auto refused = [&]<class ErrorType>(ErrorType, const LoraPro& method, LoraPro::State<double> state) {
     const auto before = state;
-    const auto message = message_of<ErrorType>([&] { method.step(state, factors, factors, s, 1); });
+    auto message = message_of<ErrorType>([&] { method.step(state, factors, factors, s, 1); });
     CHECK(state == before);
     return message;
   };

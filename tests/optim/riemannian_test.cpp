@@ -105,7 +105,7 @@ TEST_CASE("Riemannian says what is wrong with it or with a step, and changes not
   const auto with_rho = [&](double rho) {
     const Riemannian method{AdamW{}, rho};
     auto state = Riemannian<>{}.init<double>(n, m, r);
-    const auto message = message_of<ConfigError>([&] { method.init<double>(n, m, r); });
+    auto message = message_of<ConfigError>([&] { method.init<double>(n, m, r); });
     CHECK(message == message_of<ConfigError>([&] { method.step(state, factors, gradient, s, 1); }));
     return message;
   };
@@ -123,7 +123,7 @@ TEST_CASE("Riemannian says what is wrong with it or with a step, and changes not
     auto state = Riemannian<>{}.init<double>(n, m, r);
     const auto state_before = state;
     const auto before = factors;
-    const auto message = message_of<decltype(error)>([&] { by.step(state, factors, g, s, rate); });
+    auto message = message_of<decltype(error)>([&] { by.step(state, factors, g, s, rate); });
     CHECK(same_bits(factors, before));
     CHECK(state == state_before);
     return message;

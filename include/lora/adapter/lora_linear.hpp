@@ -169,7 +169,7 @@ class LoraLinear {
   }
 
   /// Adds the gradients of A and B to `gradient`, without computing dX (the first layer of a network). A gradient view
-  /// with an A of 0 x r asks for B's alone (LoRA-FA): X is not read again and, without dropout, may be gone.
+  /// with an A of 0 x r asks for B's alone (LoRA-FA): X is not read again and may be gone.
   /// \throws StateError  `saved` holds no forward of this layer; the layer is merged; a layer with dropout ran without
   /// a generator. \throws ShapeError  dY not b x m, gradient not n x r and r x m.
   void backward(const ConstRows<Scalar>& dY, Saved& saved, FactorsView<Scalar> gradient) const {

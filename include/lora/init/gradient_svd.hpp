@@ -28,7 +28,7 @@ namespace lora {
 /// | `Random` | r of the 2r, drawn | `Authors`: the other r; `Peft`: the same r |
 ///
 /// The layer keeps the start as an offset: the base is not touched and the first output equals the base's. G may be any
-/// linear operator: `DenseGradient`, a `BatchGradient` that nobody forms, `GradientSketch::svd`. Cost: one
+/// linear operator: `DenseGradient`, a `BatchGradient` that nobody forms, `StreamingSvd::svd`. Cost: one
 /// `truncated_svd` of 2r triplets, sketch 2r + oversampling wide.
 /// \note The two conventions are different algorithms: PEFT multiplies row i of B0 by its singular value, so that its
 /// start depends on the size of the loss. \see the authors' fork of PEFT and PEFT itself, tuners/lora/layer.py;
@@ -56,7 +56,8 @@ struct GradientSvd {
   bool operator==(const GradientSvd&) const = default;
 
   /// \throws ConfigError  gamma not positive; 2r > min(n, m): there are no two disjoint bands, take a smaller rank.
-  /// \throws NumericalError  the gradient is zero or not finite.
+  /// \throws NumericalError  the gradient is zero or not finite; the base is zero where `clip` or `Size::Weight` asks
+  /// it.
   template <FrozenBase Base, LinearOperator Gradient>
   Start<typename Base::Scalar> operator()(const Base& base, const Gradient& gradient, Index rank, double scale,
                                           Random& random) const {
@@ -78,10 +79,11 @@ struct GradientSvd {
     const auto [size_A, size_B] = sizes(base, static_cast<double>(svd.S(output.front())), rank, scale, random);
     factors.A *= static_cast<Scalar>(size_A);
     factors.B *= static_cast<Scalar>(size_B);
-    if (clip) {
-      const double ratio = largest_element(base) / (std::abs(scale) * largest_product(factors));
-      if (ratio < 1) factors *= std::sqrt(ratio);
-    }
+    const double ratio = clip ? largest_element(base) / (std::abs(scale) * largest_product(factors)) : 1;
+    if (ratio < 1) factors *= std::sqrt(ratio);
+    detail::require<NumericalError>(size_A > 0 && size_B > 0 && ratio > 0,
+                                    "GradientSvd: a base that sets the size of the factors must not be zero, got zeros "
+                                    "alone");
     return {std::move(factors), Offset::SubtractInitial};
   }
 

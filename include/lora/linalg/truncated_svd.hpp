@@ -41,18 +41,27 @@ struct TruncatedSvd {
   /// out (b x cols) = in U diag(S) Vt; allocates b x k scratch.
   void multiply(const ConstRows<Scalar>& in, Rows<Scalar> out) const {
     detail::require_multiply(rows(), cols(), in, out, "TruncatedSvd::multiply");
-    RowMatrix<Scalar> inner(in.rows(), rank());
-    set_product(inner, 1, in, U);
-    inner *= S.asDiagonal();
-    set_product(out, 1, inner, Vt);
+    out.setZero();
+    add_multiply(in, out);
   }
   /// out (b x rows) = in Vt^T diag(S) U^T.
   void multiply_transposed(const ConstRows<Scalar>& in, Rows<Scalar> out) const {
     detail::require_multiply(cols(), rows(), in, out, "TruncatedSvd::multiply_transposed");
+    out.setZero();
+    add_multiply_transposed(in, out);
+  }
+  /// out += in U diag(S) Vt, for sums of operators.
+  void add_multiply(const ConstRows<Scalar>& in, Rows<Scalar> out) const {
+    RowMatrix<Scalar> inner(in.rows(), rank());
+    set_product(inner, 1, in, U);
+    inner *= S.asDiagonal();
+    add_product(out, 1, inner, Vt);
+  }
+  void add_multiply_transposed(const ConstRows<Scalar>& in, Rows<Scalar> out) const {
     RowMatrix<Scalar> inner(in.rows(), rank());
     set_product(inner, 1, in, Vt.transpose());
     inner *= S.asDiagonal();
-    set_product(out, 1, inner, U.transpose());
+    add_product(out, 1, inner, U.transpose());
   }
 };
 
