@@ -65,7 +65,8 @@ TEMPLATE_TEST_CASE("alignment is the cosine and the relative error of the dense 
   const auto step = random_factors<Scalar>(n, m, r, random);
   const auto X = random_rows<Scalar>(2 * 6, n, random), dY = random_rows<Scalar>(2 * 6, m, random);
   const Dense G = 0.5 * X.template cast<double>().transpose() * dY.template cast<double>();  // the mean of two batches
-  const ColMatrix<Scalar> formed = G.template cast<Scalar>();
+  ColMatrix<Scalar> formed(n, m);
+  formed = G.template cast<Scalar>();
 
   DenseGradient<Scalar> dense(n, m);
   BatchGradient<Scalar> batches(n, m);
@@ -135,7 +136,8 @@ TEMPLATE_TEST_CASE("the captured share is ||Gt||^2 / ||G||^2, in [0, 1]", "[anal
     if (trial % 5 == 3) f.A.setZero();
     if (trial % 5 == 4) f.B.row(2) = 2 * f.B.row(0);
     const auto G = random_columns<Scalar>(n, m, random);
-    const Dense wide_G = G.template cast<double>();
+    Dense wide_G(n, m);
+    wide_G = G.template cast<double>();
     const Dense left = orthonormal_basis(f.A.template cast<double>()),
                 right = orthonormal_basis(f.B.template cast<double>().transpose());
     const Dense in_rows = wide_G * right * right.transpose();

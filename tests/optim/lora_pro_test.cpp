@@ -446,3 +446,21 @@ TEST_CASE("LoRA-Pro refuses a state of another mode or of other shapes", "[optim
   CHECK(spoiled(Mode::Factored, [](auto& bad) { bad.column_squares.setZero(n); }) ==
         "LoraPro: column squares of the state must be 9 x 1, got 13 x 1");
 }
+
+TEST_CASE("squares that overflow are named before anything moves", "[optim][errors]") {
+  auto factors = Factors<float>::zero(n, m, r);
+  factors.A.setOnes();
+  factors.B.setIdentity();
+  factors.B *= 1e-12F;
+  auto gradient = factors;
+  gradient.A.setConstant(1e10F);
+  gradient.B.setConstant(1e10F);
+  const LoraPro method{.mode = Mode::Factored};
+  auto state = method.init<float>(n, m, r);
+  const auto before = factors;
+  const auto start = state;
+  CHECK(message_of<NumericalError>([&] { method.step(state, factors, gradient, s, 1); }) ==
+        "LoraPro::step: squares of the equivalent gradient must be finite, got an overflow");
+  CHECK(same_bits(factors, before));
+  CHECK(state == start);
+}

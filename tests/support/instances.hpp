@@ -7,6 +7,7 @@
 #include <lora/linalg/product.hpp>
 #include <lora/linalg/thin_qr.hpp>
 #include <lora/linalg/truncated_svd.hpp>
+#include <lora/optim/lora_pro.hpp>
 
 #ifndef LORA_TEST_INSTANCE
 #define LORA_TEST_INSTANCE extern template
@@ -20,12 +21,17 @@
   LORA_TEST_PRODUCT(Scalar, Y, 0, 1)  \
   LORA_TEST_PRODUCT(Scalar, Y, 1, 0)  \
   LORA_TEST_PRODUCT(Scalar, Y, 1, 1)
-#define LORA_TEST_SCALAR(Scalar)                                                                                \
-  LORA_TEST_PRODUCTS(Scalar, 0)                                                                                 \
-  LORA_TEST_PRODUCTS(Scalar, 1)                                                                                 \
-  LORA_TEST_INSTANCE lora::ThinQr<Scalar> lora::thin_qr<Scalar>(const lora::ColMatrix<Scalar>&);                \
-  LORA_TEST_INSTANCE lora::TruncatedSvd<Scalar> lora::detail::wide_svd<Scalar>(const lora::RowMatrix<Scalar>&); \
-  LORA_TEST_INSTANCE class lora::Gram<Scalar>;
+#define LORA_TEST_SCALAR(Scalar)                                                                                       \
+  LORA_TEST_PRODUCTS(Scalar, 0)                                                                                        \
+  LORA_TEST_PRODUCTS(Scalar, 1)                                                                                        \
+  LORA_TEST_INSTANCE lora::ThinQr<Scalar> lora::thin_qr<Scalar>(const lora::ColMatrix<Scalar>&);                       \
+  LORA_TEST_INSTANCE lora::TruncatedSvd<Scalar> lora::detail::wide_svd<Scalar>(const lora::RowMatrix<Scalar>&);        \
+  LORA_TEST_INSTANCE class lora::Gram<Scalar>;                                                                         \
+  LORA_TEST_INSTANCE class lora::EquivalentGradient<Scalar>;                                                           \
+  LORA_TEST_INSTANCE lora::LoraPro::State<Scalar> lora::LoraPro::init<Scalar>(lora::Index, lora::Index, lora::Index)   \
+      const;                                                                                                           \
+  LORA_TEST_INSTANCE void lora::LoraPro::step<Scalar>(lora::LoraPro::State<Scalar>&, const lora::FactorsView<Scalar>&, \
+                                                      const lora::ConstFactorsView<Scalar>&, double, double) const;
 
 LORA_TEST_SCALAR(float)
 LORA_TEST_SCALAR(double)

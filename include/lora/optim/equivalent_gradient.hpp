@@ -32,59 +32,14 @@ template <Real Scalar>
 class EquivalentGradient {
  public:
   /// Decomposes A^T A and B B^T of the pair that the next `direction`s belong to.
-  void at(const ConstFactorsView<Scalar>& factors, const Regularisation<Scalar>& regularisation = {}) {
-    const Index r = factors.rank();
-    small_.resize(r, r);
-    set_product(small_, 1, factors.A.transpose(), factors.A);
-    input_.compute(small_, regularisation);
-    set_product(small_, 1, factors.B, factors.B.transpose());
-    output_.compute(small_, regularisation);
-  }
+  void at(const ConstFactorsView<Scalar>& factors, const Regularisation<Scalar>& regularisation = {});
 
   const Gram<Scalar>& input() const { return input_; }    ///< of A^T A
   const Gram<Scalar>& output() const { return output_; }  ///< of B B^T
 
   /// Writes H for the factor gradients `gradient`. \pre `at(factors)` came before; `H` and `gradient` do not overlap.
   void direction(const ConstFactorsView<Scalar>& factors, const ConstFactorsView<Scalar>& gradient, double scale,
-                 Freedom freedom, Factors<Scalar>& H) {
-    const Index r = factors.rank();
-    const double weight = 1 / (scale * scale);
-    H.A.resize(gradient.A.rows(), r);
-    H.B.resize(r, gradient.B.cols());
-    small_.resize(r, r);
-    work_.resize(r, r);
-
-    narrow(output_.pseudo_inverse(), weight, small_);
-    set_product(H.A, 1, gradient.A, small_);
-
-    // G_B (I - P_B) as G_B - (G_B B^T) (B B^T)^+ B.
-    set_product(small_, 1, gradient.B, factors.B.transpose());
-    wide_ = small_.template cast<double>();
-    set_product(work_, 1, wide_, output_.pseudo_inverse());
-    narrow(work_, 1, small_);
-    complement_ = gradient.B;
-    add_product(complement_, -1, small_, factors.B);
-    narrow(input_.pseudo_inverse(), weight, small_);
-    set_product(H.B, 1, small_, complement_);
-
-    if (freedom == Freedom::Zero || output_.rank() == 0) return;
-    set_product(small_, 1, factors.A.transpose(), H.A);  // (1/s^2) A^T G_A (B B^T)^+
-    wide_ = small_.template cast<double>();
-    C_.resize(r, r);
-    if (freedom == Freedom::Sylvester) {
-      wide_ *= -1;
-      solve_sylvester(input_, output_, wide_, work_, C_);
-    } else if (freedom == Freedom::Symmetric) {
-      set_product(C_, -0.5, input_.pseudo_inverse(), wide_);
-    } else {
-      set_product(small_, 1, factors.A.transpose(), factors.A);
-      work_ = small_.template cast<double>();
-      set_product(C_, -0.5, work_, wide_);
-    }
-    narrow(C_, 1, small_);
-    add_product(H.A, 1, factors.A, small_);
-    add_product(H.B, -1, small_, factors.B);
-  }
+                 Freedom freedom, Factors<Scalar>& H);
 
  private:
   static void narrow(const Eigen::MatrixXd& from, double factor, ColMatrix<Scalar>& to) {
@@ -96,5 +51,59 @@ class EquivalentGradient {
   RowMatrix<Scalar> complement_;
   Eigen::MatrixXd wide_, work_, C_;
 };
+
+template <Real Scalar>
+void EquivalentGradient<Scalar>::at(const ConstFactorsView<Scalar>& factors,
+                                    const Regularisation<Scalar>& regularisation) {
+  const Index r = factors.rank();
+  small_.resize(r, r);
+  set_product(small_, 1, factors.A.transpose(), factors.A);
+  input_.compute(small_, regularisation);
+  set_product(small_, 1, factors.B, factors.B.transpose());
+  output_.compute(small_, regularisation);
+}
+
+template <Real Scalar>
+void EquivalentGradient<Scalar>::direction(const ConstFactorsView<Scalar>& factors,
+                                           const ConstFactorsView<Scalar>& gradient, double scale, Freedom freedom,
+                                           Factors<Scalar>& H) {
+  const Index r = factors.rank();
+  const double weight = 1 / (scale * scale);
+  H.A.resize(gradient.A.rows(), r);
+  H.B.resize(r, gradient.B.cols());
+  small_.resize(r, r);
+  work_.resize(r, r);
+
+  narrow(output_.pseudo_inverse(), weight, small_);
+  set_product(H.A, 1, gradient.A, small_);
+
+  // G_B (I - P_B) as G_B - (G_B B^T) (B B^T)^+ B.
+  set_product(small_, 1, gradient.B, factors.B.transpose());
+  wide_ = small_.template cast<double>();
+  set_product(work_, 1, wide_, output_.pseudo_inverse());
+  narrow(work_, 1, small_);
+  complement_ = gradient.B;
+  add_product(complement_, -1, small_, factors.B);
+  narrow(input_.pseudo_inverse(), weight, small_);
+  set_product(H.B, 1, small_, complement_);
+
+  if (freedom == Freedom::Zero || output_.rank() == 0) return;
+  set_product(small_, 1, factors.A.transpose(), H.A);  // (1/s^2) A^T G_A (B B^T)^+
+  wide_ = small_.template cast<double>();
+  C_.resize(r, r);
+  if (freedom == Freedom::Sylvester) {
+    wide_ *= -1;
+    solve_sylvester(input_, output_, wide_, work_, C_);
+  } else if (freedom == Freedom::Symmetric) {
+    set_product(C_, -0.5, input_.pseudo_inverse(), wide_);
+  } else {
+    set_product(small_, 1, factors.A.transpose(), factors.A);
+    work_ = small_.template cast<double>();
+    set_product(C_, -0.5, work_, wide_);
+  }
+  narrow(C_, 1, small_);
+  add_product(H.A, 1, factors.A, small_);
+  add_product(H.B, -1, small_, factors.B);
+}
 
 }  // namespace lora

@@ -110,7 +110,7 @@ struct LoraPro::State {
   detail::PairState<AdamW, Scalar> pair;               ///< Efficient: of H
   std::vector<AdamW::State<Scalar>> blocks;            ///< Full: of Gt, by blocks of 32 columns
   Factors<Scalar> momentum, previous;                  ///< Factored: s (M_A Bo + Ao M_B), and its (Ao, Bo)
-  Eigen::VectorX<Scalar> row_squares, column_squares;  ///< Factored: R (n) and K (m)
+  Eigen::VectorX<Scalar> row_squares, column_squares;  ///< Factored: R (n) and K (m), not corrected
 
   friend bool operator==(const State& left, const State& right) {
     return left.n == right.n && left.m == right.m && left.r == right.r && left.mode == right.mode &&
@@ -209,21 +209,16 @@ void LoraPro::step(State<Scalar>& state, const std::type_identity_t<FactorsView<
   state.nearest_.direction(factors, gradient, scale, moments_of_product ? Freedom::Zero : freedom, state.H_);
   detail::require_finite(ConstFactorsView<Scalar>(state.H_), "LoraPro::step: adjusted gradient");
 
-  ++state.steps;
   if (mode == Mode::Efficient) {
     adam().step(state.pair.A, factors.A, state.H_.A, rate);
     adam().step(state.pair.B, transposed(factors.B), transposed(ConstRows<Scalar>(state.H_.B)), rate);
-    return;
+  } else {
+    if (mode == Mode::Full) full_moments(state, factors, scale);
+    if (mode == Mode::Factored) factored_moments(state, factors, scale);
+    if (moments_of_product) state.nearest_.direction(factors, state.gradient_, scale, freedom, state.H_);
+    descend(state, factors, rate);
   }
-  if (moments_of_product) {
-    if (mode == Mode::Full) {
-      full_moments(state, factors, scale);
-    } else {
-      factored_moments(state, factors, scale);
-    }
-    state.nearest_.direction(factors, state.gradient_, scale, freedom, state.H_);
-  }
-  descend(state, factors, rate);
+  ++state.steps;
 }
 
 /// From H (C = 0): moments of Gt, then g; leaves s g B^T and s A^T g in `gradient_`. By blocks of columns, so that the
@@ -263,7 +258,6 @@ void LoraPro::factored_moments(State<Scalar>& state, const FactorsView<Scalar>& 
   auto& [GA, GB] = state.gradient_;
   auto& tall = state.tall_;
   auto& wide = state.wide_;
-  const auto t = static_cast<double>(state.steps);
   const double s2 = scale * scale;
   tall.resize(state.n, state.r);
   wide.resize(state.r, state.m);
@@ -275,7 +269,27 @@ void LoraPro::factored_moments(State<Scalar>& state, const FactorsView<Scalar>& 
     return state.small_;
   };
 
-  // 1. The momentum s (M_A Bo + Ao M_B), seen from the new factors as a gradient and projected on what they can do.
+  // 1. Row and column sums of Gt o Gt, Gt = s (H_A B + A H_B); rounding may leave less than zero.
+  auto &rows = state.row_weights_, &columns = state.column_weights_;
+  const auto s2_rounded = static_cast<Scalar>(s2);
+  set_product(tall, 1, HA, inner(B, B.transpose()));
+  add_product(tall, 2, A, inner(HB, B.transpose()));
+  rows = tall.cwiseProduct(HA).rowwise().sum();
+  set_product(tall, 1, A, inner(HB, HB.transpose()));
+  rows = s2_rounded * (rows + tall.cwiseProduct(A).rowwise().sum());
+  set_product(wide, 1, inner(HA.transpose(), HA), B);
+  add_product(wide, 2, inner(HA.transpose(), A), HB);
+  columns = wide.cwiseProduct(B).colwise().sum().transpose();
+  set_product(wide, 1, inner(A.transpose(), A), HB);
+  columns = s2_rounded * (columns + wide.cwiseProduct(HB).colwise().sum().transpose());
+  detail::require<NumericalError>(all_finite(ConstColumns<Scalar>(rows)) && all_finite(ConstColumns<Scalar>(columns)),
+                                  "LoraPro::step: squares of the equivalent gradient must be finite, got an overflow");
+  rows = rows.cwiseMax(Scalar{0});
+  columns = columns.cwiseMax(Scalar{0});
+  detail::blend<Scalar>(state.row_squares, beta2, rows, 1 - beta2);
+  detail::blend<Scalar>(state.column_squares, beta2, columns, 1 - beta2);
+
+  // 2. The momentum s (M_A Bo + Ao M_B), seen from the new factors as a gradient and projected on what they can do.
   set_product(GA, s2, MA, inner(Bo, B.transpose()));
   add_product(GA, s2, Ao, inner(MB, B.transpose()));
   set_product(GB, s2, inner(A.transpose(), MA), Bo);
@@ -284,22 +298,8 @@ void LoraPro::factored_moments(State<Scalar>& state, const FactorsView<Scalar>& 
   detail::blend<Scalar>(MA, beta1, HA, 1 - beta1);
   detail::blend<Scalar>(transposed(Rows<Scalar>(MB)), beta1, transposed(ConstRows<Scalar>(HB)), 1 - beta1);
 
-  // 2. Row and column sums of Gt o Gt, Gt = s (H_A B + A H_B).
-  const auto b2 = static_cast<Scalar>(beta2), fresh = static_cast<Scalar>((1 - beta2) * s2);
-  set_product(tall, 1, HA, inner(B, B.transpose()));
-  add_product(tall, 2, A, inner(HB, B.transpose()));
-  state.row_squares = b2 * state.row_squares + fresh * tall.cwiseProduct(HA).rowwise().sum();
-  set_product(tall, 1, A, inner(HB, HB.transpose()));
-  state.row_squares += fresh * tall.cwiseProduct(A).rowwise().sum();
-  state.row_squares = state.row_squares.cwiseMax(Scalar{0});  // rounding may leave less
-  set_product(wide, 1, inner(HA.transpose(), HA), B);
-  add_product(wide, 2, inner(HA.transpose(), A), HB);
-  state.column_squares = b2 * state.column_squares + fresh * wide.cwiseProduct(B).colwise().sum().transpose();
-  set_product(wide, 1, inner(A.transpose(), A), HB);
-  state.column_squares += fresh * wide.cwiseProduct(HB).colwise().sum().transpose();
-  state.column_squares = state.column_squares.cwiseMax(Scalar{0});
-
   // 3. g = D_R m^ D_K as s g B^T and s A^T g.
+  const auto t = static_cast<double>(state.steps + 1);
   const double c1 = 1 - std::pow(beta1, t), c2 = 1 - std::pow(beta2, t);
   const double total = state.row_squares.template cast<double>().sum() / c2;
   const auto weigh = [&](const Eigen::VectorX<Scalar>& sums, Eigen::VectorX<Scalar>& weights) {
@@ -309,7 +309,7 @@ void LoraPro::factored_moments(State<Scalar>& state, const FactorsView<Scalar>& 
       weights(i) = static_cast<Scalar>(1 / std::sqrt(spread + epsilon));
     }
   };
-  auto &DR = state.row_weights_, &DK = state.column_weights_;
+  auto &DR = rows, &DK = columns;
   weigh(state.row_squares, DR);
   weigh(state.column_squares, DK);
   wide = B * DK.asDiagonal();
