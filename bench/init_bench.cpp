@@ -3,8 +3,8 @@
 #include "measure.hpp"
 #include "shapes.hpp"
 
-#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 
 namespace {
@@ -31,6 +31,8 @@ struct Data {
   lora::RowMatrix<float> X, dY;
   lora::ColMatrix<float> G;
   lora::DenseGradient<float> dense;
+  std::optional<lora::GradientSketch<float>> sketch;
+  std::optional<lora::StreamingSvd<float>> stream;
   lora::Random random{2};
 };
 
@@ -45,7 +47,7 @@ void add(const std::string& name, double flops, const Shape& shape, const Call& 
 /// A step of the optimizer view; it allocates nothing.
 template <class Method>
 void add_view(const std::string& name, const Shape& shape, const Method& method) {
-  const double flops = 16 * static_cast<double>(shape.n * shape.n * shape.r);
+  const double flops = 8 * static_cast<double>(shape.n * shape.n * shape.r);
   bench::add(name + shape.factors_name(), flops, Heap::Forbidden, [=] {
     auto data = std::make_shared<Data>(shape);
     const lora::Factors<float> start{bench::random_matrix<lora::ColMatrix<float>>(shape.n, shape.r),
@@ -69,10 +71,12 @@ void add_view(const std::string& name, const Shape& shape, const Method& method)
       lora::truncated_svd(data.dense, 2 * rank, data.random, {.oversampling = 2 * rank});
     });
     add("sketch_batch", 12 * b * n * k, shape, [](Data& data, lora::Index rank) {
-      thread_local std::map<lora::Index, lora::GradientSketch<float>> sketches;
-      const auto [place, fresh] =
-          sketches.try_emplace(data.G.rows(), data.G.rows(), data.G.cols(), 4 * rank, data.random);
-      place->second.add(data.X, data.dY);
+      if (!data.sketch) data.sketch.emplace(data.G.rows(), data.G.cols(), 4 * rank, data.random);
+      data.sketch->add(data.X, data.dY);
+    });
+    add("stream_batch", 16 * (b + k) * n * k, shape, [](Data& data, lora::Index rank) {
+      if (!data.stream) data.stream.emplace(data.G.rows(), data.G.cols(), 4 * rank, data.random);
+      data.stream->add(data.X, data.dY);
     });
     add("pissa", 10 * 2 * n * n * (r + 16), shape, [](Data& data, lora::Index rank) {
       lora::PrincipalSvd{}(lora::ViewBase<float>(data.W), rank, 1, data.random);

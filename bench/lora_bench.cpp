@@ -110,6 +110,7 @@ void print_methods(const Medians& medians) {
         {{"form_gradient", "form_gradient"},
          {"lora_ga_batches", "form_gradient"},
          {"lora_ga_dense", "form_gradient"},
+         {"stream_batch", "form_gradient"},
          {"sketch_batch", "form_gradient"},
          {"pissa", "form_gradient"}});
 }

@@ -148,6 +148,16 @@ TEST_CASE("what a baked base can no longer do is refused and changes nothing", "
   CHECK(random == before);
 }
 
+TEST_CASE("a layer that is switched off cannot be baked: it would compute neither base", "[adapter][bake][errors]") {
+  Random random{4};
+  auto layer = trained<OwnedBase<float>>(random_columns<float>(n, m, random), random);
+  layer.disable();
+  const auto before = layer;
+  CHECK(message_of<StateError>([&] { layer.bake(); }) ==
+        "LoraLinear::bake: enable first, got a layer that is switched off");
+  CHECK(layer == before);
+}
+
 TEST_CASE("only an offset, and only into an unmerged base, can be baked", "[adapter][bake][errors]") {
   Random random{5};
   auto layer = trained<OwnedBase<float>>(random_columns<float>(n, m, random), random);
@@ -217,6 +227,8 @@ TEMPLATE_TEST_CASE("a gradient view whose A is 0 x r asks for B's alone, and for
   CHECK(same_bits(dX_alone, dX));
   layer.backward(dY, saved, gradient);  // adds once more, without dX
   CHECK(alone.isApprox(2 * both.B));
+  layer.backward(dY, saved, gradient, X);  // X's memory may serve as dX
+  CHECK(same_bits(X, dX));
 
   RowMatrix<TestType> wrong = RowMatrix<TestType>::Zero(r, m + 1);
   CHECK(message_of<ShapeError>([&] {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "support/catch.hpp"
 #include "support/matrices.hpp"
+#include "support/message.hpp"
 #include "support/tolerances.hpp"
 
 #include <lora/linalg/gram.hpp>
@@ -150,4 +151,11 @@ TEST_CASE("the Sylvester solution is zero where nothing determines it", "[linalg
   solve_sylvester(half, half, Eigen::MatrixXd::Ones(3, 3), work, C);
   const Eigen::Matrix3d expected{{0.25, 0.5, 0.5}, {0.5, 0, 0}, {0.5, 0, 0}};
   CHECK((C - expected).norm() <= eigen_bound(3));
+}
+
+TEST_CASE("products of factors that overflow are named", "[linalg][gram][errors]") {
+  const ColMatrix<float> overflow = ColMatrix<float>::Constant(1, 1, std::numeric_limits<float>::infinity());
+  Gram<float> gram;
+  CHECK(message_of<NumericalError>([&] { gram.compute(overflow, {}); }) ==
+        "Gram: products of the factors must be finite, got NaN or infinity");
 }

@@ -57,3 +57,14 @@ TEST_CASE("equal matrices have the same bits in their QR", "[linalg][qr]") {
   CHECK(same_bits(thin_qr(M).Q, thin_qr(M).Q));
   CHECK(same_bits(thin_qr(M).R, thin_qr(M).R));
 }
+
+TEST_CASE("columns far below or above 1 in float keep their directions", "[linalg][qr]") {
+  Random random{5};
+  const auto M = random_columns<float>(12, 4, random);
+  const auto reference = thin_qr<float>(M);
+  for (const float size : {0x1p-100F, 0x1p100F}) {
+    const auto scaled = thin_qr<float>(size * M);
+    CHECK(same_bits(scaled.Q, reference.Q));
+    CHECK(same_bits(scaled.R, ColMatrix<float>(size * reference.R)));
+  }
+}

@@ -141,3 +141,19 @@ TEST_CASE("LoRA-FA says what is wrong with a step, and changes nothing", "[optim
   CHECK(message_of<ShapeError>([&] { method.step(spoiled, factors, gradient, s, 1); }) ==
         "AdamW: square of the state must be 9 x 3, got 2 x 2");
 }
+
+TEST_CASE("an adjusted gradient that overflows leaves B and the state as they were", "[optim][errors]") {
+  auto factors = Factors<float>::zero(n, m, r);
+  factors.A.setIdentity();
+  factors.A *= 1e-18F;
+  auto gradient = factors;
+  gradient.B.setConstant(1e10F);
+  const LoraFa method;
+  auto state = method.init<float>(n, m, r);
+  const auto start = state;
+  const auto before = factors;
+  CHECK(message_of<NumericalError>([&] { method.step(state, factors, gradient, s, 1); }) ==
+        "LoraFa::step: adjusted gradient B must be finite, got NaN or infinity");
+  CHECK(same_bits(factors, before));
+  CHECK(state == start);
+}

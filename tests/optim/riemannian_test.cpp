@@ -146,3 +146,19 @@ TEST_CASE("Riemannian says what is wrong with it or with a step, and changes not
         "AdamW: mean of the state must be 13 x 3, got 2 x 2");
   CHECK(same_bits(factors, start));
 }
+
+TEST_CASE("a weak direction of B keeps its gradient: rho is all that holds it back", "[optim]") {
+  Random random{9};
+  auto f = random_factors<float>(n, m, r, random);
+  f.B.setIdentity();
+  f.B.row(1) *= 2e-3F;
+  const auto G = random_columns<float>(n, m, random);
+  const Factors<float> gradient{G * f.B.transpose(), f.A.transpose() * G};
+  const auto before = f;
+  Optimizer<Riemannian<Sgd>, float> optimizer(Riemannian{Sgd{.learning_rate = 1}, 1e-2}, n, m, r);
+  optimizer.step(f, gradient, 1, 1);
+  const Factors<double> wide{before.A.cast<double>(), before.B.cast<double>()};
+  const auto expected = preconditioned(wide, {gradient.A.cast<double>(), gradient.B.cast<double>()}, 1e-2);
+  const Eigen::VectorXd moved = (before.A.col(1) - f.A.col(1)).cast<double>();
+  CHECK(relative_error(moved, expected.A.col(1)) <= float_direction_bound);
+}

@@ -210,13 +210,14 @@ class LoraLinear {
   }
   /// Puts the offset of a start (LoRA-GA, PiSSA) into the owned base for good, W0 <- W0 - s A0 B0, so that the branch
   /// costs rank r again; the weight of the layer changes by one rounding an element. From then on the base belongs to
-  /// this adapter. \throws StateError  merged; baked already; a start without an offset.
+  /// this adapter. \throws StateError  merged; baked already; switched off; a start without an offset.
   void bake() {
     static_assert(
         requires(Base & base, const Factors<Scalar>& pair) { base.bake(pair, 1.0); },
         "lora: bake needs a base that owns its weight (OwnedBase); a view is never written");
     require_unmerged("bake");
     require_unbaked("bake");
+    detail::require<StateError>(enabled_, "LoraLinear::bake: enable first, got a layer that is switched off");
     detail::require<StateError>(initial_.rank() > 0, "LoraLinear::bake: needs a start with an offset, got none");
     base_.bake(initial_, -scale_);
     baked_ = true;
@@ -312,7 +313,7 @@ class LoraLinear {
                             "LoraLinear::backward: gradient");
     if (dX != nullptr) {
       detail::require_shape(*dX, saved.tokens, in_features(), "LoraLinear::backward: dX");
-      detail::require<ShapeError>(dX->size() == 0 || (dX->data() != saved.X && dX->data() != dY.data()),
+      detail::require<ShapeError>(dX->size() == 0 || ((!A_moves || dX->data() != saved.X) && dX->data() != dY.data()),
                                   "LoraLinear::backward: dX must not lie in X's or dY's memory, got the same address");
       base_.multiply_transposed(dY, *dX);
     }

@@ -29,7 +29,7 @@ namespace lora {
 ///
 /// The layer keeps the start as an offset: the base is not touched and the first output equals the base's. G may be any
 /// linear operator: `DenseGradient`, a `BatchGradient` that nobody forms, `StreamingSvd::svd`. Cost: one
-/// `truncated_svd` of 2r triplets, sketch 2r + oversampling wide.
+/// `truncated_svd` of 2r triplets, sketch 2r + oversampling wide; `Size::Weight` adds one of the base.
 /// \note The two conventions are different algorithms: PEFT multiplies row i of B0 by its singular value, so that its
 /// start depends on the size of the loss. \see the authors' fork of PEFT and PEFT itself, tuners/lora/layer.py;
 /// docs/methods/lora_ga.md
@@ -55,9 +55,9 @@ struct GradientSvd {
 
   bool operator==(const GradientSvd&) const = default;
 
-  /// \throws ConfigError  gamma not positive; 2r > min(n, m): there are no two disjoint bands, take a smaller rank.
-  /// \throws NumericalError  the gradient is zero or not finite; the base is zero where `clip` or `Size::Weight` asks
-  /// it.
+  /// \throws ConfigError  gamma not positive; scale zero; 2r > min(n, m): there are no two disjoint bands, take a
+  /// smaller rank. \throws NumericalError  the gradient is zero or not finite; the base is zero where `clip` or
+  /// `Size::Weight` asks it.
   template <FrozenBase Base, LinearOperator Gradient>
   Start<typename Base::Scalar> operator()(const Base& base, const Gradient& gradient, Index rank, double scale,
                                           Random& random) const {
@@ -65,6 +65,8 @@ struct GradientSvd {
     const Index most = std::min(Index{base.rows()}, Index{base.cols()});
     detail::require<ConfigError>(std::isfinite(gamma) && gamma > 0,
                                  "GradientSvd: gamma must be positive and finite, got ", gamma);
+    detail::require<ConfigError>(std::isfinite(scale) && scale != 0,
+                                 "GradientSvd: scale must be finite and not zero, got ", scale);
     detail::require<ConfigError>(2 * rank <= most, "GradientSvd: needs 2 rank <= min(n, m) = ", most,
                                  " for two disjoint bands, got rank ", rank);
     detail::require_shape(gradient, base.rows(), base.cols(), "GradientSvd: gradient");

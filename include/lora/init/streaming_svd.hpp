@@ -19,9 +19,9 @@ namespace lora {
 /// One pass over the batches, none of which is kept, and G (n x m), their mean, is never formed: S <- the k leading
 /// triplets of S + X^T dY, by `truncated_svd` with one power iteration.
 ///
-/// Memory (n + m) k scalars between batches, at most 4 (n + m) k within `add`, which costs 8 (b + k)(n + m) k flops and
-/// four thin QRs of k columns. Exact up to rounding while the sum's rank is at most k; beyond, what falls below the k
-/// leading triplets is forgotten: the order of the batches has some influence, and few large batches are better than
+/// Memory (n + m) k scalars between batches, up to 5 (n + m) k + b k within `add`, which costs 8 (b + k)(n + m) k flops
+/// and four thin QRs of k columns. Exact up to rounding while the sum's rank is at most k; beyond, what falls below the
+/// k leading triplets is forgotten: the order of the batches has some influence, and few large batches are better than
 /// many small ones. Of sigma_i = 1/i and 1/sqrt(i), n = m = 2048, k = 64, 8 batches of mixed tokens, 32 triplets
 /// rebuild 0.9999 and 0.975 of the best energy. Where X and dY can be kept, `truncated_svd` of a `BatchGradient` as
 /// wide rebuilds 0.999999 and 0.9985; where sums of several threads are to be added, see `GradientSketch`.
@@ -32,10 +32,7 @@ class StreamingSvd {
 
   /// `width` k: twice the number of triplets wanted, so 4r for LoRA-GA at rank r. Takes one draw of `random` as the
   /// seed of a generator of its own. \throws ConfigError  width outside [1, min(n, m)].
-  StreamingSvd(Index n, Index m, Index width, Random& random) : width_(width), random_(random()) {
-    detail::require<ConfigError>(width >= 1 && width <= std::min(n, m),
-                                 "StreamingSvd: width must lie in [1, min(n, m)] = [1, ", std::min(n, m), "], got ",
-                                 width);
+  StreamingSvd(Index n, Index m, Index width, Random& random) : width_(checked_width(n, m, width)), random_(random()) {
     sum_.U.resize(n, 0);
     sum_.Vt.resize(0, m);
   }
@@ -71,6 +68,13 @@ class StreamingSvd {
   }
 
  private:
+  static Index checked_width(Index n, Index m, Index width) {
+    detail::require<ConfigError>(width >= 1 && width <= std::min(n, m),
+                                 "StreamingSvd: width must lie in [1, min(n, m)] = [1, ", std::min(n, m), "], got ",
+                                 width);
+    return width;
+  }
+
   /// The sum so far and one batch more.
   template <LinearOperator Batch>
   struct Sum {

@@ -55,8 +55,8 @@ class BatchGradient {
     start(out);
     for (const auto& batch : batches_) accumulate(in, batch.dY(cols_), batch.X(rows_), out);
   }
-  /// ||G||_F^2 = sum over tokens of (X X^T) o (dY dY^T), from Gram matrices of the tokens: b^2 (n + m) flops and memory
-  /// b_i b_j for two batches. \throws StateError  no batch yet.
+  /// ||G||_F^2 = sum over tokens of (X X^T) o (dY dY^T), from Gram matrices of the tokens: 2 b^2 (n + m) flops and
+  /// memory b_i b_j for two batches. \throws StateError  no batch yet.
   double squared_norm() const {
     require_a_batch();
     double sum = 0;

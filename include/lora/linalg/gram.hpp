@@ -2,7 +2,10 @@
 // Symmetric positive r x r matrices in double: pseudo-inverse with a relative cut, and the Sylvester equation.
 #pragma once
 
+#include <lora/core/error.hpp>
+#include <lora/core/finite.hpp>
 #include <lora/core/matrix.hpp>
+#include <lora/core/views.hpp>
 #include <lora/linalg/product.hpp>
 
 #include <Eigen/Core>
@@ -28,7 +31,7 @@ struct Regularisation {
 template <Real Scalar>
 class Gram {
  public:
-  /// \pre K is symmetric and finite.
+  /// \pre K is symmetric. \throws NumericalError  K is not finite: products of large factors overflow.
   void compute(const ColMatrix<Scalar>& K, const Regularisation<Scalar>& regularisation);
 
   const Eigen::VectorXd& values() const { return values_; }  ///< damped, not shifted; zero where cut
@@ -48,6 +51,8 @@ class Gram {
 
 template <Real Scalar>
 void Gram<Scalar>::compute(const ColMatrix<Scalar>& K, const Regularisation<Scalar>& regularisation) {
+  detail::require<NumericalError>(all_finite(ConstColumns<Scalar>(K)),
+                                  "Gram: products of the factors must be finite, got NaN or infinity");
   const Index r = K.rows();
   wide_ = K.template cast<double>();
   const double size = wide_.cwiseAbs().maxCoeff();

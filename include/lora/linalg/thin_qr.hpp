@@ -20,9 +20,11 @@ struct ThinQr {
 /// Cost 4 rows k^2 flops. ||Q^T Q - I|| is a small multiple of the unit roundoff.
 template <Real Scalar>
 ThinQr<Scalar> thin_qr(const ColMatrix<Scalar>& M) {
-  const Eigen::HouseholderQR<ColMatrix<Scalar>> qr(M);
+  const Scalar size = M.size() > 0 ? M.cwiseAbs().maxCoeff() : 0;
+  const Scalar unit = size > 0 ? size : 1;  // Eigen's reflections square what they see
+  const Eigen::HouseholderQR<ColMatrix<Scalar>> qr(M / unit);
   const Index k = std::min(M.rows(), M.cols());
-  ThinQr<Scalar> result{ColMatrix<Scalar>::Identity(M.rows(), k), qr.matrixQR().topRows(k)};
+  ThinQr<Scalar> result{ColMatrix<Scalar>::Identity(M.rows(), k), unit * qr.matrixQR().topRows(k)};
   result.Q.applyOnTheLeft(qr.householderQ());
   result.R.template triangularView<Eigen::StrictlyLower>().setZero();
   return result;

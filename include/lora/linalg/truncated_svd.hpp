@@ -99,9 +99,10 @@ TruncatedSvd<Scalar> wide_svd(const RowMatrix<Scalar>& M) {
 /// The `rank` leading triplets of `op`, randomised, with power iterations and re-orthonormalisation between products.
 ///
 /// One algorithm for a gradient (LoRA-GA), a base (PiSSA), a difference of weights, a sum of products. Cost
-/// 2 (power_iterations + 1) products of k = rank + oversampling rows and as many thin QRs; memory k (rows + cols). The
-/// same seed gives the same triplets. In exact arithmetic, with q power iterations,
-/// E ||M - U S Vt||_2 <= (1 + c sqrt(min(rows, cols)))^(1 / (2q + 1)) sigma_{k+1}, the paper's corollary 10.10.
+/// 2 (power_iterations + 1) products of k = rank + oversampling rows and as many thin QRs; memory up to
+/// 4 k (rows + cols). The same seed gives the same triplets. In exact arithmetic, with q power iterations, the sketch Q
+/// keeps E ||M - Q Q^T M||_2 <= (1 + c sqrt(min(rows, cols)))^(1 / (2q + 1)) sigma_{k+1}, the paper's corollary 10.10;
+/// the cut to `rank` triplets adds sigma_{rank+1}.
 /// \throws ConfigError  rank outside [1, min(rows, cols)]; negative oversampling or power_iterations.
 /// \throws NumericalError  a product with NaN or infinity.
 template <LinearOperator Operator>
@@ -124,12 +125,16 @@ TruncatedSvd<typename Operator::Scalar> truncated_svd(const Operator& op, Index 
   } else {
     for (Scalar& p : P.template reshaped<Eigen::RowMajor>()) p = static_cast<Scalar>(random.normal());
   }
+  const auto require_finite = [](const RowMatrix<Scalar>& product) {
+    detail::require<NumericalError>(all_finite(ConstRows<Scalar>(product)),
+                                    "truncated_svd: the operator's products must be finite, got NaN or infinity");
+  };
   for (int iteration = 0; iteration <= effort.power_iterations; ++iteration) {
     op.multiply_transposed(P, Q);
-    detail::require<NumericalError>(all_finite(ConstRows<Scalar>(Q)),
-                                    "truncated_svd: the operator's products must be finite, got NaN or infinity");
+    require_finite(Q);
     orthonormalise_rows(Q);  // its rows span the leading left singular vectors
     op.multiply(Q, P);
+    require_finite(P);
     if (iteration < effort.power_iterations) orthonormalise_rows(P);
   }
   const auto small = detail::wide_svd(P);  // P = Q M

@@ -74,6 +74,8 @@ struct LoraFa {
     state.small_ = (1 / (scale * scale) * state.gram_.pseudo_inverse()).template cast<Scalar>();
     state.direction_.resize(state.r, state.m);
     set_product(state.direction_, 1, state.small_, gradient.B);
+    detail::require<NumericalError>(all_finite(ConstRows<Scalar>(state.direction_)),
+                                    "LoraFa::step: adjusted gradient B must be finite, got NaN or infinity");
     rule.step(state.B, transposed(factors.B), transposed(ConstRows<Scalar>(state.direction_)), rate);
   }
 };

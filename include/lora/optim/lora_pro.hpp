@@ -29,7 +29,7 @@ namespace lora {
 /// | `Sgd` | (A, B) -= lr H | none |
 /// | `Efficient` | AdamW with H in the gradients' place | 2 (n + m) r |
 /// | `Full` | Adam's m and v of Gt (C = 0), g = m^ / (sqrt v^ + epsilon), (A, B) -= lr H of s g B^T, s A^T g | 2 n m |
-/// | `Factored` | the same, m a pair carried to the new factors, v_ij = R_i K_j / sum R | 4 (n + m) r + n + m |
+/// | `Factored` | the same, m a pair carried to the new factors, v_ij = R_i K_j / sum R | 2 (n + m) r + n + m |
 ///
 /// In `Factored`, R and K are Adafactor's moving row and column sums of Gt o Gt, so that g = D_R m^ D_K with
 /// (D_R)_i = (R_i / sqrt(sum R) + epsilon)^-1/2, likewise D_K, stays a product of rank 2r and no n x m array is needed.
@@ -225,6 +225,10 @@ void LoraPro::step(State<Scalar>& state, const std::type_identity_t<FactorsView<
 /// moments are the only n x m arrays.
 template <Real Scalar>
 void LoraPro::full_moments(State<Scalar>& state, const FactorsView<Scalar>& factors, double scale) const {
+  const auto norm = [](const auto& matrix) { return matrix.template cast<double>().norm(); };
+  const double largest = std::abs(scale) * (norm(state.H_.A) * norm(factors.B) + norm(factors.A) * norm(state.H_.B));
+  detail::require<NumericalError>(largest <= static_cast<double>(std::numeric_limits<Scalar>::max()),
+                                  "LoraPro::step: the equivalent gradient must be finite, got a norm of ", largest);
   AdamW rule = adam();
   rule.learning_rate = 1;
   rule.weight_decay = 0;

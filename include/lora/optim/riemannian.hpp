@@ -77,8 +77,7 @@ struct Riemannian {
   void invert(State<Scalar>& state, const Left& left, const Right& right) const {
     state.small_.resize(left.rows(), left.rows());
     set_product(state.small_, 1, left, right);
-    // Where an eigenvalue is cut the gradient has no component either: G_A = s G B^T.
-    state.gram_.compute(state.small_, {.shift = rho});
+    state.gram_.compute(state.small_, {.cut = 0, .shift = rho});  // rho is what keeps small eigenvalues in check
     state.small_ = state.gram_.pseudo_inverse().template cast<Scalar>();
   }
 };
