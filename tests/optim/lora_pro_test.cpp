@@ -447,33 +447,20 @@ TEST_CASE("LoRA-Pro refuses a state of another mode or of other shapes", "[optim
         "LoraPro: column squares of the state must be 9 x 1, got 13 x 1");
 }
 
-TEST_CASE("an equivalent gradient that overflows is named before anything moves", "[optim][errors]") {
-  struct Case {
-    Mode mode;
-    float size;  // of the raw gradient
-    const char* message;
-  };
-  for (const auto& [mode, size, message] :
-       {Case{Mode::Factored, 1e10F,
-             "LoraPro::step: squares of the equivalent gradient must be finite, got an overflow"},
-        Case{Mode::Full, 1e30F, "LoraPro::step: the equivalent gradient must be finite, got a norm of "}}) {
-    auto factors = Factors<float>::zero(n, m, r);
-    factors.A.setOnes();
-    factors.B.setIdentity();
-    factors.B *= 1e-12F;
-    auto gradient = factors;
-    gradient.A.setZero();
-    gradient.B.setZero();
-    gradient.A.row(0).setConstant(mode == Mode::Full ? 1e26F : size);
-    gradient.B.setConstant(size);
-    const LoraPro method{.mode = mode};
-    auto state = method.init<float>(n, m, r);
-    const auto before = factors;
-    const auto start = state;
-    const auto text = message_of<NumericalError>([&] { method.step(state, factors, gradient, s, 1); });
-    CAPTURE(text);
-    CHECK(text.starts_with(message));
-    CHECK(same_bits(factors, before));
-    CHECK(state == start);
-  }
+TEST_CASE("squares that overflow are named before anything moves", "[optim][errors]") {
+  auto factors = Factors<float>::zero(n, m, r);
+  factors.A.setOnes();
+  factors.B.setIdentity();
+  factors.B *= 1e-12F;
+  auto gradient = factors;
+  gradient.A.setConstant(1e10F);
+  gradient.B.setConstant(1e10F);
+  const LoraPro method{.mode = Mode::Factored};
+  auto state = method.init<float>(n, m, r);
+  const auto before = factors;
+  const auto start = state;
+  CHECK(message_of<NumericalError>([&] { method.step(state, factors, gradient, s, 1); }) ==
+        "LoraPro::step: squares of the equivalent gradient must be finite, got an overflow");
+  CHECK(same_bits(factors, before));
+  CHECK(state == start);
 }
