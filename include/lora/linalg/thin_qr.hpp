@@ -7,6 +7,7 @@
 #include <Eigen/QR>
 
 #include <algorithm>
+#include <cmath>
 
 namespace lora {
 
@@ -21,7 +22,8 @@ struct ThinQr {
 template <Real Scalar>
 ThinQr<Scalar> thin_qr(const ColMatrix<Scalar>& M) {
   const Scalar size = M.size() > 0 ? M.cwiseAbs().maxCoeff() : 0;
-  const Scalar unit = size > 0 ? size : 1;  // Eigen's reflections square what they see
+  // Eigen's reflections square what they see; a power of two changes no bit.
+  const Scalar unit = size > 0 ? std::ldexp(Scalar{1}, std::ilogb(size)) : Scalar{1};
   const Eigen::HouseholderQR<ColMatrix<Scalar>> qr(M / unit);
   const Index k = std::min(M.rows(), M.cols());
   ThinQr<Scalar> result{ColMatrix<Scalar>::Identity(M.rows(), k), unit * qr.matrixQR().topRows(k)};
