@@ -11,6 +11,7 @@
 #include <lora/core/random.hpp>
 #include <lora/core/saved_state.hpp>
 #include <lora/core/scaling.hpp>
+#include <lora/core/threads.hpp>
 #include <lora/core/views.hpp>
 #include <lora/version.hpp>
 
@@ -27,6 +28,8 @@
 #include <lora/base/callback_base.hpp>
 #include <lora/base/frozen_base.hpp>
 #include <lora/base/owned_base.hpp>
+#include <lora/base/packed_base.hpp>
+#include <lora/base/packed_bf16_base.hpp>
 #include <lora/base/view_base.hpp>
 
 // init: how factors start

@@ -15,7 +15,8 @@ using namespace lora::test;
 #define EVERY_BASE                                                                                                    \
   (OwnedBase<float>), (OwnedBase<double>), (OwnedBase<float, Eigen::RowMajor>), (OwnedBase<double, Eigen::RowMajor>), \
       (ViewBase<float>), (ViewBase<double>), (ViewBase<float, Eigen::RowMajor>), (ViewBase<double, Eigen::RowMajor>), \
-      (CallbackBase<float>), (CallbackBase<double>), (LoraLinear<OwnedBase<float>>), (LoraLinear<OwnedBase<double>>)
+      (CallbackBase<float>), (CallbackBase<double>), (PackedBase<float>), (PackedBase<double>), (PackedBf16Base),     \
+      (LoraLinear<OwnedBase<float>>), (LoraLinear<OwnedBase<double>>)
 
 namespace {
 
@@ -119,8 +120,10 @@ TEMPLATE_TEST_CASE("a base refuses activations of the wrong shape and writes not
   const std::string name =
       std::is_same_v<TestType, LoraLinear<OwnedBase<Scalar>>> || fixture.of.description.starts_with("owned")
           ? "OwnedBase"
-      : fixture.of.description.starts_with("view") ? "ViewBase"
-                                                   : "CallbackBase";
+      : std::is_same_v<TestType, PackedBf16Base>     ? "PackedBf16Base"
+      : std::is_same_v<TestType, PackedBase<Scalar>> ? "PackedBase"
+      : fixture.of.description.starts_with("view")   ? "ViewBase"
+                                                     : "CallbackBase";
   const RowMatrix<Scalar> X(4, n), dY(4, m);
   RowMatrix<Scalar> Y = RowMatrix<Scalar>::Constant(4, m, 7), dX = RowMatrix<Scalar>::Constant(4, n, 7);
   CHECK(message_of<ShapeError>([&] { base.multiply(dY, Y); }) ==

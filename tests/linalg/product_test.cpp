@@ -97,6 +97,27 @@ TEMPLATE_TEST_CASE("a product in any storage orders stays within the a-priori bo
   }
 }
 
+TEMPLATE_TEST_CASE("products with a small dimension stay within the bound at every remainder of the kernels' tiles",
+                   "[linalg][product]", float, double) {
+  // Ranks around the tiles' 3 to 12 rows and the limit of 64, batches and widths of every remainder of 6 and 32.
+  Random random{19};
+  double worst = 0;
+  for (const Index r : {1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 16, 25, 63, 64, 65}) {
+    const Index b = 8 + 5 * r % 37, n = 65 + 3 * r % 67;
+    for (const Sizes& sizes : {Sizes{b, n, r}, Sizes{r, b, n}, Sizes{n, b, r}, Sizes{b, r, n}}) {
+      worst = std::max(worst, worst_of_all_orders<TestType>(sizes, 0.3, random));
+    }
+  }
+  for (Index remainder = 0; remainder < 32; ++remainder) {
+    for (const Sizes& sizes : {Sizes{16 + remainder, 32 + remainder, 3}, Sizes{3, 9 + remainder, 32 + remainder}}) {
+      worst = std::max(worst, worst_of_all_orders<TestType>(sizes, -0.7, random));
+    }
+  }
+  worst = std::max(worst, worst_of_all_orders<TestType>({5, 600, 40}, 0.3, random));  // several stretches of the sum
+  INFO("worst error is " << worst << " of the bound");
+  CHECK(worst <= 1);
+}
+
 TEMPLATE_TEST_CASE("products whose packed panels exceed Eigen's stack limit of 128 KiB stay within the bound",
                    "[linalg][product]", float, double) {
   Random random{13};

@@ -7,6 +7,8 @@
 #include <lora/adapter/lora_linear.hpp>
 #include <lora/base/callback_base.hpp>
 #include <lora/base/owned_base.hpp>
+#include <lora/base/packed_base.hpp>
+#include <lora/base/packed_bf16_base.hpp>
 #include <lora/base/view_base.hpp>
 #include <lora/linalg/product.hpp>
 
@@ -65,6 +67,35 @@ struct BaseCase<CallbackBase<Scalar>> {
             [W0 = memory](const ConstRows<Scalar>& dY, Rows<Scalar> dX) { set_product(dX, 1, dY, W0->transpose()); }),
         dense(wide(*memory)),
         magnitude(absolute(dense)) {}
+};
+
+template <Real Scalar>
+struct BaseCase<PackedBase<Scalar>> {
+  ColMatrix<Scalar> weight;
+  PackedBase<Scalar> base;
+  Wide dense, magnitude;
+  Index roundings = 0;
+  std::string description = std::string("packed 37 x 29 ") + (sizeof(Scalar) == 4 ? "float" : "double") + " twice";
+
+  BaseCase(Index n, Index m, Random& random)
+      : weight(random_columns<Scalar>(n, m, random)), base(weight), dense(wide(weight)), magnitude(absolute(dense)) {}
+};
+
+/// Stands for the weight as it is held, and multiplies it in float; other kernels in packed_bf16_base_test.
+template <>
+struct BaseCase<PackedBf16Base> {
+  PackedBf16Base base;
+  Wide dense, magnitude;
+  Index roundings = 0;
+  std::string description = "packed 37 x 29 float bf16, widened";
+
+  BaseCase(Index n, Index m, Random& random)
+      : base(random_columns<float>(n, m, random), Bf16Kernel::Widening), dense(n, m) {
+    for (Index i = 0; i < n; ++i) {
+      for (Index j = 0; j < m; ++j) dense(i, j) = static_cast<long double>(base.weight(i, j));
+    }
+    magnitude = absolute(dense);
+  }
 };
 
 /// An adapter on an adapter.

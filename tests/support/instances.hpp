@@ -3,6 +3,8 @@
 // instead of in every file. Saves 2 s in each file, 10 s in those with decompositions; nothing else depends on it.
 #pragma once
 
+#include <lora/kernel/bf16.hpp>
+#include <lora/kernel/product.hpp>
 #include <lora/linalg/gram.hpp>
 #include <lora/linalg/product.hpp>
 #include <lora/linalg/thin_qr.hpp>
@@ -21,7 +23,15 @@
   LORA_TEST_PRODUCT(Scalar, Y, 0, 1)  \
   LORA_TEST_PRODUCT(Scalar, Y, 1, 0)  \
   LORA_TEST_PRODUCT(Scalar, Y, 1, 1)
+#define LORA_TEST_PACKED(Scalar, Weights, Padding)                                                             \
+  LORA_TEST_INSTANCE void lora::kernel::multiply<lora::kernel::TileKernel<lora::kernel::Weights, Padding>>(    \
+      const lora::ConstRows<Scalar>&, const lora::kernel::TileKernel<lora::kernel::Weights, Padding>::Panels&, \
+      lora::Rows<Scalar>);
 #define LORA_TEST_SCALAR(Scalar)                                                                                       \
+  LORA_TEST_PACKED(Scalar, DenseWeights<Scalar>, 1)                                                                    \
+  LORA_TEST_INSTANCE void lora::kernel::multiply_transposed<Scalar>(                                                   \
+      const lora::ConstRows<Scalar>&, const lora::kernel::TileKernel<lora::kernel::DenseWeights<Scalar>>::Panels&,     \
+      lora::Rows<Scalar>);                                                                                             \
   LORA_TEST_PRODUCTS(Scalar, 0)                                                                                        \
   LORA_TEST_PRODUCTS(Scalar, 1)                                                                                        \
   LORA_TEST_INSTANCE lora::ThinQr<Scalar> lora::thin_qr<Scalar>(const lora::ColMatrix<Scalar>&);                       \
@@ -35,3 +45,4 @@
 
 LORA_TEST_SCALAR(float)
 LORA_TEST_SCALAR(double)
+LORA_TEST_PACKED(float, WideningWeights, 32)

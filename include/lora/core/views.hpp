@@ -160,9 +160,10 @@ template <Real Scalar>
 using ConstColumns = View<const Scalar, Eigen::ColMajor>;
 
 /// The same memory seen as its transpose: rows become columns, nothing moves.
-template <class Element>
-View<Element, Eigen::ColMajor> transposed(const View<Element, Eigen::RowMajor>& view) {
-  return {const_cast<Element*>(view.data()), view.cols(), view.rows(), view.outerStride()};
+template <class Element, int Order>
+auto transposed(const View<Element, Order>& view) {
+  constexpr int other = Order == Eigen::RowMajor ? Eigen::ColMajor : Eigen::RowMajor;
+  return View<Element, other>(const_cast<Element*>(view.data()), view.cols(), view.rows(), view.outerStride());
 }
 
 }  // namespace lora

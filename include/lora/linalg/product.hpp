@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT
-// Dense products that allocate nothing once warm: Eigen's kernel with packing memory that lives as long as the thread.
+// Dense products that allocate nothing once warm: our kernels where one dimension is a rank, Eigen's elsewhere, with
+// packing memory that lives as long as the thread.
 #pragma once
 
 #include <lora/core/error.hpp>
 #include <lora/core/matrix.hpp>
+#include <lora/core/threads.hpp>
 #include <lora/core/views.hpp>
+#include <lora/kernel/skinny.hpp>
 
 #include <Eigen/Core>
 
@@ -53,17 +56,11 @@ void add_vector_product(Vector y, Scalar alpha, const Eigen::MatrixBase<Left>& L
                                         Eigen::GemvProduct>::scaleAndAddTo(y, L.derived(), R.derived(), alpha);
 }
 
-/// The one product behind all: sixteen instances in a program, whatever types its operands had.
+/// Y += alpha L R in the calling thread, by Eigen.
 template <Real Scalar, int ResultOrder, int LeftOrder, int RightOrder>
-void add_viewed_product(View<Scalar, ResultOrder> Y, Scalar alpha, const View<const Scalar, LeftOrder>& L,
+void add_serial_product(View<Scalar, ResultOrder> Y, Scalar alpha, const View<const Scalar, LeftOrder>& L,
                         const View<const Scalar, RightOrder>& R) {
   constexpr bool row_major = ResultOrder == Eigen::RowMajor;
-#ifdef EIGEN_HAS_OPENMP
-  if (Eigen::nbThreads() > 1) {
-    Y.noalias() += (alpha * L) * R;
-    return;
-  }
-#endif
   const bool short_enough = std::max(Y.size(), L.cols()) * Index{sizeof(Scalar)} <= EIGEN_STACK_ALLOCATION_LIMIT;
   if (Y.rows() + Y.cols() + L.cols() < 20) {  // Eigen's own limit, below which packing does not pay
     for (Index i = 0; i < Y.rows(); ++i) {
@@ -87,6 +84,40 @@ void add_viewed_product(View<Scalar, ResultOrder> Y, Scalar alpha, const View<co
   }
 }
 
+/// The one product behind all: sixteen instances in a program, whatever types its operands had.
+template <Real Scalar, int ResultOrder, int LeftOrder, int RightOrder>
+void add_viewed_product(View<Scalar, ResultOrder> Y, Scalar alpha, const View<const Scalar, LeftOrder>& L,
+                        const View<const Scalar, RightOrder>& R) {
+  constexpr int row_major = Eigen::RowMajor;
+  constexpr Index rank = 64;      // up to here the kernels for small dimensions are ahead of Eigen's
+  constexpr Index few_terms = 8;  // below, sums are too short for them
+  if constexpr (LeftOrder == row_major && RightOrder != row_major) {
+    if (Y.cols() <= rank && L.cols() >= few_terms) return kernel::add_dots<Scalar>(Y, alpha, L, transposed(R));
+  }
+  if constexpr (LeftOrder != row_major && RightOrder == row_major) {
+    if constexpr (ResultOrder == row_major) {
+      if (Y.rows() <= rank && L.cols() >= few_terms) return kernel::add_outer<Scalar>(Y, alpha, transposed(L), R);
+    } else {
+      if (Y.cols() <= rank && L.cols() >= few_terms) {
+        return kernel::add_outer<Scalar>(transposed(Y), alpha, R, transposed(L));
+      }
+    }
+  }
+  const double flops = 2.0 * static_cast<double>(Y.size() * L.cols());
+  constexpr Index unit = 48;  // a multiple of the rows and columns of Eigen's register tiles
+  const bool by_rows = Y.rows() >= Y.cols();
+  parallel_for((std::max(Y.rows(), Y.cols()) + unit - 1) / unit, flops, [&](Index first, Index last) {
+    const Index begin = first * unit, size = std::min(last * unit, std::max(Y.rows(), Y.cols())) - begin;
+    if (by_rows) {
+      add_serial_product<Scalar, ResultOrder, LeftOrder, RightOrder>(Y.middleRows(begin, size), alpha,
+                                                                     L.middleRows(begin, size), R);
+    } else {
+      add_serial_product<Scalar, ResultOrder, LeftOrder, RightOrder>(Y.middleCols(begin, size), alpha, L,
+                                                                     R.middleCols(begin, size));
+    }
+  });
+}
+
 /// The storage order in which a matrix lies in memory.
 template <class Matrix>
 constexpr int order_of = bool(std::remove_cvref_t<Matrix>::IsRowMajor) ? int{Eigen::RowMajor} : int{Eigen::ColMajor};
@@ -95,9 +126,8 @@ constexpr int order_of = bool(std::remove_cvref_t<Matrix>::IsRowMajor) ? int{Eig
 
 /// Y += alpha L R, with L (b x k), R (k x c), Y (b x c) in memory, any storage orders; Y overlaps neither factor.
 ///
-/// Serial, b k c multiply-adds, no allocation after the first product of a size in a thread. Where Eigen has a pool of
-/// threads (OpenMP, more than one thread), Eigen's own parallel product runs instead, and that one may allocate.
-/// The result depends on the shapes and the machine's cache sizes alone: same shapes, same bits.
+/// b k c multiply-adds on up to `threads()` threads; no allocation after the first product of a size in a thread. The
+/// result depends on the shapes, the machine's cache sizes and the number of threads alone: same shapes, same bits.
 /// \throws ShapeError  sizes that do not fit.
 template <class Result, class Left, class Right>
 void add_product(Result&& Y, double alpha, const Left& L, const Right& R) {
