@@ -29,9 +29,6 @@
       lora::Rows<Scalar>);
 #define LORA_TEST_SCALAR(Scalar)                                                                                       \
   LORA_TEST_PACKED(Scalar, DenseWeights<Scalar>, 1)                                                                    \
-  LORA_TEST_INSTANCE void lora::kernel::multiply_transposed<Scalar>(                                                   \
-      const lora::ConstRows<Scalar>&, const lora::kernel::TileKernel<lora::kernel::DenseWeights<Scalar>>::Panels&,     \
-      lora::Rows<Scalar>);                                                                                             \
   LORA_TEST_PRODUCTS(Scalar, 0)                                                                                        \
   LORA_TEST_PRODUCTS(Scalar, 1)                                                                                        \
   LORA_TEST_INSTANCE lora::ThinQr<Scalar> lora::thin_qr<Scalar>(const lora::ColMatrix<Scalar>&);                       \

@@ -19,7 +19,7 @@ namespace lora {
 /// Which products of a `PackedBase` have a pack of their own. A pack takes n m scalars.
 enum class Packs {
   Both,     ///< one for X W0 and one for dY W0^T: both run at full speed
-  Forward,  ///< one for X W0; dY W0^T reads the same pack, slower: see docs/performance.md
+  Forward,  ///< one for X W0; dY W0^T is made of plain products with its panels, slower: see docs/performance.md
 };
 
 /// W0 (n x m) in packed form, copied from a matrix that may be freed afterwards: the fast base for training.
@@ -56,7 +56,10 @@ class PackedBase {
     if (packs() == Packs::Both) {
       kernel::multiply<Kernel>(dY, backward_, dX);
     } else {
-      kernel::multiply_transposed<Scalar>(dY, forward_, dX);
+      dX.setZero();  // a panel is a row-major matrix of 32 columns or fewer
+      for (Index p = 0; p < forward_.count(); ++p) {
+        add_product(dX, 1, dY.middleCols(p * Panels::width, forward_.cols_of(p)), panel(p).transpose());
+      }
     }
   }
 
@@ -96,7 +99,9 @@ class PackedBase {
   static Panels both(Packs packs, const Matrix& weight) {
     return packs == Packs::Both ? Panels(weight.transpose()) : Panels();
   }
-  /// A panel is a row-major matrix: it takes its columns of the product like any other.
+  ConstRows<Scalar> panel(Index p) const {
+    return {forward_.panel(p), forward_.rows(), forward_.cols_of(p), Panels::width};
+  }
   template <class Left, class Right>
   static void add(Panels& panels, double scale, const Left& L, const Right& R) {
     for (Index p = 0; p < panels.count(); ++p) {

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <lora/core/matrix.hpp>
-#include <lora/kernel/tile.hpp>
+#include <lora/core/threads.hpp>
 
 #include <Eigen/Core>
 
@@ -28,11 +28,20 @@ class Panels {
         cols_(W.cols()),
         padded_((rows_ + Padding - 1) / Padding * Padding),
         elements_(Eigen::VectorX<Element>::Zero(count() * padded_ * width)) {
-    for (Index p = 0; p < count(); ++p) {
-      for (Index j = p * width; j < p * width + cols_of(p); ++j) {
-        for (Index k = 0; k < rows_; ++k) elements_[index(k, j)] = static_cast<Element>(W(k, j));
+    const double cost = 10.0 * static_cast<double>(elements_.size());  // a copy counts as some flops
+    lora::detail::parallel_for(count(), cost, [&](Index first, Index last) {
+      // A few rows at a time, so that column-major memory comes by whole cache lines; row-major memory row by row.
+      constexpr Index patch = Matrix::IsRowMajor ? 1 : 16;
+      for (Index p = first; p < last; ++p) {
+        for (Index top = 0; top < rows_; top += patch) {
+          for (Index j = p * width; j < p * width + cols_of(p); ++j) {
+            for (Index k = top; k < std::min(top + patch, rows_); ++k) {
+              elements_[index(k, j)] = static_cast<Element>(W(k, j));
+            }
+          }
+        }
       }
-    }
+    });
   }
 
   Index rows() const { return rows_; }

@@ -88,16 +88,16 @@ struct DenseWeights {
 };
 
 /// C (Rows x cols) = or += L W over `steps` groups of rows of W, `stride` elements apart. The element of L for row r
-/// and multiply-add k stands at left[r LeftRow + k LeftStep]. With few rows several sums run side by side, which hides
+/// and multiply-add k stands at left[k Rows + r]. With few rows several sums run side by side, which hides
 /// the latency of the additions.
-template <class Weights, int Rows, int LeftRow, int LeftStep>
+template <class Weights, int Rows>
 void tile(Index steps, const typename Weights::Left* left, const typename Weights::Element* panel, Index stride,
           const Target<typename Weights::Scalar>& C, const Ahead& ahead) {
   using Scalar = typename Weights::Scalar;
-  using Shape = TileShape<Scalar>;
-  using Sum = typename Shape::Packet;
+  using Tile = TileShape<Scalar>;
+  using Sum = typename Tile::Packet;
   using Eigen::internal::padd, Eigen::internal::ploadu, Eigen::internal::pset1, Eigen::internal::pstoreu;
-  constexpr int vectors = Shape::vectors, lanes = Shape::lanes, cols = Shape::cols, halves = Weights::halves;
+  constexpr int vectors = Tile::vectors, lanes = Tile::lanes, cols = Tile::cols, halves = Weights::halves;
   constexpr int sums = Rows * vectors, chains = sums >= 8 ? 1 : sums >= 4 ? 2 : 4;
   constexpr std::uintptr_t lines = std::max(1, Weights::group * cols * int{sizeof(typename Weights::Element)} / 64);
 
@@ -110,7 +110,7 @@ void tile(Index steps, const typename Weights::Left* left, const typename Weight
       unrolled<vectors>(
           [&](auto v) { w[v] = Weights::template load<half>(panel + k * stride + v * lanes * Weights::group); });
       unrolled<Rows>([&](auto r) {
-        const auto& x = left[r * LeftRow + (k * halves + half) * LeftStep];
+        const auto& x = left[(k * halves + half) * Rows + r];
         unrolled<vectors>([&](auto v) {
           auto& s = sum[(chain * Rows + r) * vectors + v];
           s = Weights::multiply_add(x, w[v], s);
@@ -146,7 +146,7 @@ template <class Weights>
 auto tile_of_rows(Index rows) {
   constexpr int most = TileShape<typename Weights::Scalar>::rows;
   static constexpr auto tiles = []<int... r>(std::integer_sequence<int, r...>) {
-    return std::array{&tile<Weights, r + 1, 1, r + 1>...};
+    return std::array{&tile<Weights, r + 1>...};
   }
   (std::make_integer_sequence<int, most>{});
   return tiles[static_cast<std::size_t>(rows - 1)];

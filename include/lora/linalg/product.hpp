@@ -7,7 +7,7 @@
 #include <lora/core/matrix.hpp>
 #include <lora/core/threads.hpp>
 #include <lora/core/views.hpp>
-#include <lora/kernel/skinny.hpp>
+#include <lora/linalg/skinny_product.hpp>
 
 #include <Eigen/Core>
 
@@ -92,14 +92,14 @@ void add_viewed_product(View<Scalar, ResultOrder> Y, Scalar alpha, const View<co
   constexpr Index rank = 64;      // up to here the kernels for small dimensions are ahead of Eigen's
   constexpr Index few_terms = 8;  // below, sums are too short for them
   if constexpr (LeftOrder == row_major && RightOrder != row_major) {
-    if (Y.cols() <= rank && L.cols() >= few_terms) return kernel::add_dots<Scalar>(Y, alpha, L, transposed(R));
+    if (Y.cols() <= rank && L.cols() >= few_terms) return add_dots<Scalar>(Y, alpha, L, transposed(R));
   }
   if constexpr (LeftOrder != row_major && RightOrder == row_major) {
     if constexpr (ResultOrder == row_major) {
-      if (Y.rows() <= rank && L.cols() >= few_terms) return kernel::add_outer<Scalar>(Y, alpha, transposed(L), R);
+      if (Y.rows() <= rank && L.cols() >= few_terms) return add_outer<Scalar>(Y, alpha, transposed(L), R);
     } else {
       if (Y.cols() <= rank && L.cols() >= few_terms) {
-        return kernel::add_outer<Scalar>(transposed(Y), alpha, R, transposed(L));
+        return add_outer<Scalar>(transposed(Y), alpha, R, transposed(L));
       }
     }
   }

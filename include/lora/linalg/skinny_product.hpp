@@ -12,14 +12,15 @@
 #include <algorithm>
 #include <cstdint>
 
-namespace lora::kernel {
+namespace lora::detail {
 
 /// The sums of RowCount x ColCount products of rows of L and rows of R, both contiguous along the sum.
 template <Real Scalar, int RowCount, int ColCount>
 void dot_tile(Index depth, const Scalar* L, Index left_stride, const Scalar* R, Index right_stride, Scalar* sums) {
-  using Packet = typename TileShape<Scalar>::Packet;
+  using Packet = typename kernel::TileShape<Scalar>::Packet;
   using Eigen::internal::ploadu, Eigen::internal::pmadd, Eigen::internal::predux, Eigen::internal::pset1;
-  constexpr Index lanes = TileShape<Scalar>::lanes;
+  using kernel::unrolled;
+  constexpr Index lanes = kernel::TileShape<Scalar>::lanes;
   Packet sum[RowCount * ColCount];
   unrolled<RowCount * ColCount>([&](auto i) { sum[i] = pset1<Packet>(Scalar{0}); });
   Index k = 0;
@@ -43,7 +44,7 @@ void dot_tile(Index depth, const Scalar* L, Index left_stride, const Scalar* R, 
 /// C.
 template <Real Scalar, int Order>
 void add_dots(View<Scalar, Order> C, Scalar alpha, const ConstRows<Scalar>& L, const ConstRows<Scalar>& R) {
-  constexpr int height = TileShape<Scalar>::rows / 2, width = 4;
+  constexpr int height = kernel::TileShape<Scalar>::rows / 2, width = 4;
   const Index l = L.outerStride(), r = R.outerStride();
   const auto add = [&](Index i, Index j, auto rows, auto cols) {
     Scalar sums[rows * cols];
@@ -59,7 +60,7 @@ void add_dots(View<Scalar, Order> C, Scalar alpha, const ConstRows<Scalar>& L, c
     for (; j < C.cols(); ++j) add(i, j, rows, one);
   };
   const double flops = 2.0 * static_cast<double>(C.size() * L.cols());
-  lora::detail::parallel_for((C.rows() + height - 1) / height, flops, [&](Index first, Index last) {
+  parallel_for((C.rows() + height - 1) / height, flops, [&](Index first, Index last) {
     Index i = first * height;
     for (; i + height <= std::min(C.rows(), last * height); i += height) add_rows(i, all_rows);
     for (; i < std::min(C.rows(), last * height); ++i) add_rows(i, one);
@@ -70,34 +71,35 @@ void add_dots(View<Scalar, Order> C, Scalar alpha, const ConstRows<Scalar>& L, c
 /// packed, 256 rows at a time, with alpha in it. Threads share the columns.
 template <Real Scalar>
 void add_outer(Rows<Scalar> C, Scalar alpha, const ConstRows<Scalar>& L, const ConstRows<Scalar>& R) {
-  using Shape = TileShape<Scalar>;
-  constexpr Index width = Shape::cols, rows_at_once = 256;
+  using Tile = kernel::TileShape<Scalar>;
+  constexpr Index width = Tile::cols, rows_at_once = 256;
   thread_local Eigen::VectorX<Scalar> memory;
-  const Index r = C.rows(), tiles = (r + Shape::rows - 1) / Shape::rows;
+  const Index r = C.rows(), tiles = (r + Tile::rows - 1) / Tile::rows;
   for (Index first = 0; first < L.rows(); first += rows_at_once) {
     const Index depth = std::min(rows_at_once, L.rows() - first);
     if (memory.size() < r * depth) memory.resize(r * depth);
     Scalar* const packed = memory.data();  // the calling thread's
     for (Index t = 0; t < tiles; ++t) {
-      const Part rows(r, tiles, t);
+      const kernel::Part rows(r, tiles, t);
       Scalar* to = packed + rows.first * depth;
       for (Index k = first; k < first + depth; ++k) {
         for (Index i = rows.first; i < rows.last; ++i) *to++ = alpha * L.data()[k * L.outerStride() + i];
       }
     }
     const double flops = 2.0 * static_cast<double>(C.size() * depth);
-    lora::detail::parallel_for((C.cols() + width - 1) / width, flops, [&](Index begin, Index end) {
+    parallel_for((C.cols() + width - 1) / width, flops, [&](Index begin, Index end) {
       for (Index p = begin; p < end; ++p) {
         const Scalar* right = R.data() + first * R.outerStride() + p * width;
         const Index cols = std::min(width, C.cols() - p * width);
         for (Index t = 0; t < tiles; ++t) {  // what a panel reads of R stays near for all of them
-          const Part rows(r, tiles, t);
+          const kernel::Part rows(r, tiles, t);
           const Scalar* left = packed + rows.first * depth;
           Scalar* to = C.data() + rows.first * C.outerStride() + p * width;
           if (cols == width) {
-            const Ahead ahead{reinterpret_cast<std::uintptr_t>(right + width), R.outerStride() * Index{sizeof(Scalar)}};
-            tile_of_rows<DenseWeights<Scalar>>(rows.size())(depth, left, right, R.outerStride(),
-                                                            {to, C.outerStride(), width, true}, ahead);
+            const kernel::Ahead ahead{reinterpret_cast<std::uintptr_t>(right + width),
+                                      R.outerStride() * Index{sizeof(Scalar)}};
+            kernel::tile_of_rows<kernel::DenseWeights<Scalar>>(rows.size())(depth, left, right, R.outerStride(),
+                                                                            {to, C.outerStride(), width, true}, ahead);
           } else {  // a whole tile would read beyond R
             for (Index k = 0; k < depth; ++k) {
               for (Index i = 0; i < rows.size(); ++i) {
@@ -112,4 +114,4 @@ void add_outer(Rows<Scalar> C, Scalar alpha, const ConstRows<Scalar>& L, const C
   }
 }
 
-}  // namespace lora::kernel
+}  // namespace lora::detail
