@@ -15,12 +15,20 @@
 #include <lora/core/views.hpp>
 #include <lora/version.hpp>
 
+// kernel: products with a matrix that is packed once
+#include <lora/kernel/amx.hpp>
+#include <lora/kernel/bf16.hpp>
+#include <lora/kernel/panels.hpp>
+#include <lora/kernel/product.hpp>
+#include <lora/kernel/tile.hpp>
+
 // linalg: matrices known by their products
 #include <lora/linalg/batch_gradient.hpp>
 #include <lora/linalg/dense.hpp>
 #include <lora/linalg/gram.hpp>
 #include <lora/linalg/linear_operator.hpp>
 #include <lora/linalg/product.hpp>
+#include <lora/linalg/skinny_product.hpp>
 #include <lora/linalg/thin_qr.hpp>
 #include <lora/linalg/truncated_svd.hpp>
 
@@ -65,6 +73,10 @@
 // adapter: layers with factors
 #include <lora/adapter/adapter.hpp>
 #include <lora/adapter/lora_linear.hpp>
+#include <lora/adapter/mixed_batch.hpp>
+#include <lora/adapter/row_groups.hpp>
 
 // analysis: looks at all, used by none
 #include <lora/analysis/alignment.hpp>
+#include <lora/analysis/estimate.hpp>
+#include <lora/analysis/optimizer_cost.hpp>
