@@ -61,6 +61,16 @@ TEST_CASE("a merged layer cannot be switched off: the branch is in the base", "[
   CHECK(layer.enabled());
 }
 
+TEST_CASE("a layer that is switched off cannot be merged: the branch would come back on", "[adapter][merge]") {
+  Random random{3};
+  LoraLinear layer{random_columns<double>(8, 6, random), {.rank = 2}};
+  layer.disable();
+  const auto before = layer;
+  CHECK(message_of<StateError>([&] { layer.merge(); }) ==
+        "LoraLinear::merge: enable first, got a layer that is switched off");
+  CHECK(layer == before);
+}
+
 TEST_CASE("after a forward that a trainer's function broke off, backward asks for another one", "[adapter]") {
   struct Broken {};
   Random random{4};

@@ -224,14 +224,14 @@ class LoraLinear {
   }
   bool baked() const { return baked_; }
   /// Puts the adapter into the owned base, so that forward costs the base product alone. Training needs `unmerge`.
-  /// \throws StateError  merged already.
+  /// \throws StateError  merged already; switched off.
   void merge() {
     static_assert(MergeableBase<Base>,
                   "lora: merge needs a base that owns its weight (OwnedBase); a view is never written");
+    detail::require<StateError>(enabled_, "LoraLinear::merge: enable first, got a layer that is switched off");
     base_.merge(branch(), scale_);
   }
-  /// Restores the base bit for bit.
-  /// \throws StateError  not merged.
+  /// Restores the base bit for bit. \throws StateError  not merged.
   void unmerge() {
     static_assert(MergeableBase<Base>, "lora: unmerge needs a base that owns its weight (OwnedBase)");
     base_.unmerge();
