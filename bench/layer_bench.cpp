@@ -1,36 +1,39 @@
 // SPDX-License-Identifier: MIT
-// Forward, backward (with dX) and the whole training step of a LoRA layer, each beside the products of its frozen
-// weight.
+// Forward, backward (with dX) and the whole training step of a LoRA layer on each kind of base, and merged inference.
 #include "measure.hpp"
 #include "shapes.hpp"
+
+#include <memory>
+#include <string>
 
 namespace {
 
 using bench::Heap, bench::Problem, bench::Shape;
 
-using Member = void (Problem::*)();
-
-void add(const std::string& name, double flops, Heap heap, const Shape& shape, Member member) {
-  bench::add(name, flops, heap, [=] {
-    Problem& problem = bench::problem(shape);
-    problem.forward();  // a backward needs one
-    return [&problem, member] { (problem.*member)(); };
+template <class Base>
+void add(const std::string& name, double flops, const Shape& shape, void (Problem<Base>::*member)()) {
+  bench::add(name, {flops}, Heap::Forbidden, [=] {
+    auto problem = std::make_shared<Problem<Base>>(shape);
+    problem->forward();  // a backward needs one
+    return [=] { ((*problem).*member)(); };
   });
 }
 
-[[maybe_unused]] const bool registered = [] {
-  std::string last;
+template <class Base>
+void add_layer(const std::string& kind) {
   for (const Shape& shape : bench::shapes()) {
     const double product = shape.product_flops(), branch = shape.branch_flops();
-    if (shape.r == bench::shapes().front().r) {  // the yardsticks do not depend on r
-      add("frozen_forward" + shape.frozen_name(), product, Heap::Allowed, shape, &Problem::frozen_forward);
-      add("frozen_backward" + shape.frozen_name(), product, Heap::Allowed, shape, &Problem::frozen_backward);
-      add("frozen_step" + shape.frozen_name(), 2 * product, Heap::Allowed, shape, &Problem::frozen_step);
-    }
-    add("forward" + shape.name(), product + branch, Heap::Forbidden, shape, &Problem::forward);
-    add("backward" + shape.name(), product + 2 * branch, Heap::Forbidden, shape, &Problem::backward);
-    add("step" + shape.name(), shape.step_flops(), Heap::Forbidden, shape, &Problem::step);
+    add<Base>("forward/" + kind + shape.name(), product + branch, shape, &Problem<Base>::forward);
+    add<Base>("backward/" + kind + shape.name(), product + 2 * branch, shape, &Problem<Base>::backward);
+    add<Base>("step/" + kind + shape.name(), shape.step_flops(), shape, &Problem<Base>::step);
+    add<Base>("frozen_step/" + kind + shape.name(), 2 * product, shape, &Problem<Base>::frozen_step);
   }
+}
+
+[[maybe_unused]] const bool registered = [] {
+  add_layer<lora::ViewBase<float>>("view");
+  add_layer<lora::PackedBase<float>>("packed");
+  add_layer<lora::PackedBf16Base>("bf16");
   return true;
 }();
 

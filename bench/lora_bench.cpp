@@ -23,8 +23,7 @@ class Medians : public benchmark::ConsoleReporter {
       if (run.error_occurred) failed_ = true;
       if (!run.error_occurred && run.aggregate_name != "median") continue;
       shown_.push_back(run);
-      times_[run.run_name.function_name] =
-          Eigen::nbThreads() > 1 ? run.GetAdjustedRealTime() : run.GetAdjustedCPUTime();
+      times_[run.run_name.function_name] = lora::threads() > 1 ? run.GetAdjustedRealTime() : run.GetAdjustedCPUTime();
     }
   }
   void Finalize() override {
@@ -46,6 +45,8 @@ class Medians : public benchmark::ConsoleReporter {
   bool failed_ = false;
 };
 
+double ratio(double time, double yardstick) { return yardstick > 0 ? time / yardstick : 0; }
+
 void print_cell(double value, const char* format) {
   if (value > 0) {
     std::printf(format, value);
@@ -54,26 +55,55 @@ void print_cell(double value, const char* format) {
   }
 }
 
-void print_ratios(const Medians& medians, const bench::FlagCheck& flags) {
+/// The share of the peak that `flops` in `time` ms come to.
+double share(double flops, double time, double peak) { return ratio(1e-6 * flops / peak, time); }
+
+void print_products(const Medians& medians, double peak) {
   std::printf(
-      "\nTimes over those of the frozen products alone (medians of one run)\n%5s %5s %3s%10s%10s%10s%10s%10s%10s\n",
-      "b", "n=m", "r", "forward", "backward", "step", "by flops", "AdamW", "peak");
+      "\nProducts with the frozen weight, in share of the peak (medians of one run; bf16 may exceed 1)\n"
+      "%10s%6s%6s%10s%10s%10s%10s%10s%10s%10s%10s\n",
+      "b", "n", "m", "eigen", "eigen T", "packed", "packed T", "once T", "widened", "bf16", "bf16 T");
+  for (const bench::Shape& shape : bench::product_shapes()) {
+    const auto cell = [&](const char* name) {
+      print_cell(share(shape.product_flops(), medians[name + shape.product_name()], peak), "%10.3f");
+    };
+    if (medians["forward_product/packed" + shape.product_name()] == 0) continue;
+    std::printf("%10td%6td%6td", shape.b, shape.n, shape.m);
+    cell("forward_product/eigen");
+    cell("backward_product/eigen");
+    cell("forward_product/packed");
+    cell("backward_product/packed");
+    cell("backward_product/packed_once");
+    cell("forward_product/bf16_widened");
+    cell("forward_product/bf16");
+    cell("backward_product/bf16");
+    std::printf("\n");
+  }
+  std::printf("T: dY W0^T; once: from a single pack, that of X W0.\n");
+}
+
+void print_steps(const Medians& medians, double peak) {
+  std::printf("\nTraining steps of a layer (medians of one run)\n%10s%6s%6s%5s%10s%10s%10s%10s%10s%10s\n", "b", "n",
+              "m", "r", "ms", "bound", "adapter", "by flops", "view", "bf16");
   for (const bench::Shape& shape : bench::shapes()) {
-    const double frozen = medians["frozen_step" + shape.frozen_name()], step = medians["step" + shape.name()];
-    const auto ratio = [](double time, double yardstick) { return yardstick > 0 ? time / yardstick : 0; };
-    if (step == 0 && medians["forward" + shape.name()] == 0 && medians["backward" + shape.name()] == 0) continue;
-    std::printf("%5td %5td %3td", shape.b, shape.n, shape.r);
-    print_cell(ratio(medians["forward" + shape.name()], medians["frozen_forward" + shape.frozen_name()]), "%10.3f");
-    print_cell(ratio(medians["backward" + shape.name()], medians["frozen_backward" + shape.frozen_name()]), "%10.3f");
+    const auto time = [&](const char* name) { return medians[name + shape.name()]; };
+    const double step = time("step/packed"), frozen = time("frozen_step/packed");
+    if (step == 0) continue;
+    std::printf("%10td%6td%6td%5td", shape.b, shape.n, shape.m, shape.r);
+    print_cell(step, "%10.3f");
+    print_cell(ratio(step, 1e-6 * shape.step_flops() / peak), "%10.2f");
     print_cell(ratio(step, frozen), "%10.3f");
     print_cell(shape.step_flops() / (2 * shape.product_flops()), "%10.3f");
-    print_cell(ratio(medians["adamw" + shape.factors_name()], frozen), "%10.4f");
-    print_cell(ratio(step, 1e-6 * shape.step_flops() / flags.peak), "%10.2f");
+    print_cell(ratio(time("step/view"), step), "%10.2f");
+    print_cell(ratio(step, time("step/bf16")), "%10.2f");
     std::printf("\n");
   }
   std::printf(
-      "by flops: the step's ratio if all flops took the same time; AdamW: its part of the step's ratio;\n"
-      "peak: the step over its flops at the peak of the flag check.\n");
+      "ms: forward, backward with dX and AdamW on a packed base; bound: over all its flops at the peak; adapter: over "
+      "the\n"
+      "frozen products alone, and what that would be if all flops took the same time; view: the time on plain Eigen "
+      "over\n"
+      "the packed one; bf16: the packed time over that of a bf16 base.\n");
 }
 
 void print_methods(const Medians& medians) {
@@ -81,31 +111,33 @@ void print_methods(const Medians& medians) {
     const char *name, *yardstick;
   };
   const auto table = [&](const char* title, const char* unit, const std::vector<Row>& rows) {
-    std::printf("\n%s\n%-20s%5s %3s%12s%12s\n", title, "", "n=m", "r", "ms", unit);
+    std::printf("\n%s\n%-20s%6s%6s%5s%12s%12s\n", title, "", "n", "m", "r", "ms", unit);
     for (const auto& [name, yardstick] : rows) {
-      for (const bench::Shape& shape : bench::shapes()) {
-        const double time = medians[name + shape.factors_name()];
-        if (shape.b != 1 || time == 0) continue;
-        const bench::Shape batch{256, shape.n, shape.r};
-        const double other = std::string(yardstick) == "frozen_step" ? medians[yardstick + batch.frozen_name()]
-                                                                     : medians[yardstick + shape.factors_name()];
-        std::printf("%-20s%5td %3td%12.3f", name, shape.n, shape.r, time);
-        print_cell(other > 0 ? time / other : 0, "%12.3f");
+      for (const bench::Shape& shape : bench::weights()) {
+        const auto time_of = [&](const std::string& what) {
+          const bench::Shape batch{std::string(what).starts_with("mixed") ? 64 : 256, shape.n, shape.m, shape.r};
+          return medians[what + (what.find('/') == std::string::npos ? shape.factors_name() : batch.name())];
+        };
+        const double time = time_of(name);
+        if (time == 0) continue;
+        std::printf("%-20s%6td%6td%5td%12.3f", name, shape.n, shape.m, shape.r, time);
+        print_cell(ratio(time, time_of(yardstick)), "%12.3f");
         std::printf("\n");
       }
     }
   };
-  table("Optimizer steps, over the frozen products of 256 tokens", "share",
-        {{"adamw", "frozen_step"},
-         {"lora_plus", "frozen_step"},
-         {"riemannian", "frozen_step"},
-         {"lora_fa", "frozen_step"},
-         {"lora_pro_sgd", "frozen_step"},
-         {"lora_pro_efficient", "frozen_step"},
-         {"lora_pro_factored", "frozen_step"},
-         {"lora_pro_full", "frozen_step"},
-         {"view_adamw", "frozen_step"},
-         {"view_lora_pro", "frozen_step"}});
+  const char* step = "frozen_step/packed";
+  table("Optimizer steps, over the packed products of 256 tokens", "share",
+        {{"adamw", step},
+         {"lora_plus", step},
+         {"riemannian", step},
+         {"lora_fa", step},
+         {"lora_pro_sgd", step},
+         {"lora_pro_efficient", step},
+         {"lora_pro_factored", step},
+         {"lora_pro_full", step},
+         {"view_adamw", step},
+         {"view_lora_pro", step}});
   table("Starts, over forming the gradient of 512 tokens once", "ratio",
         {{"form_gradient", "form_gradient"},
          {"lora_ga_batches", "form_gradient"},
@@ -113,6 +145,8 @@ void print_methods(const Medians& medians) {
          {"stream_batch", "form_gradient"},
          {"sketch_batch", "form_gradient"},
          {"pissa", "form_gradient"}});
+  table("A mixed batch of 64 rows, over the same batch with one adapter", "ratio",
+        {{"mixed/adapters:8", "mixed/adapters:1"}});
 }
 
 }  // namespace
@@ -131,12 +165,15 @@ int main(int argc, char** argv) {
 
   const bench::FlagCheck flags = bench::check_flags();
   bench::print(flags);
+  std::printf("threads: %d\n", lora::threads());
   if (!lora::test::allocations_are_counted) std::printf("%s\n", lora::test::not_counted);
-  std::printf("measuring in random order; results come at the end, after a minute or two (the long list: ten)\n");
+  std::printf("measuring in random order; results come at the end, after some minutes (the long list: an hour)\n");
   std::fflush(stdout);
   Medians medians;
   benchmark::RunSpecifiedBenchmarks(&medians);
-  print_ratios(medians, flags);
+  const double peak = flags.peak * lora::threads();
+  print_products(medians, peak);
+  print_steps(medians, peak);
   print_methods(medians);
   return medians.failed() ? 1 : 0;
 }

@@ -4,9 +4,9 @@
 
 #include "../tests/support/allocations.hpp"
 
-#include <benchmark/benchmark.h>
+#include <lora/core/threads.hpp>
 
-#include <Eigen/Core>
+#include <benchmark/benchmark.h>
 
 #include <string>
 
@@ -14,10 +14,15 @@ namespace bench {
 
 enum class Heap { Forbidden, Allowed };
 
-/// `make()` returns the call to measure. Without threads the time is that of the processor, so that other programs on
-/// the machine disturb less.
+/// What one call does: multiply-adds count twice, bytes are those that must come from memory or go there once.
+struct Work {
+  double flops = 0, bytes = 0;
+};
+
+/// `make()` returns the call to measure. On one thread the time is that of the processor, so that other programs on the
+/// machine disturb less.
 template <class Make>
-void add(const std::string& name, double flops, Heap heap, const Make& make) {
+void add(const std::string& name, const Work& work, Heap heap, const Make& make) {
   auto* entry = benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
     const auto call = make();
     call();  // buffers take their sizes
@@ -28,9 +33,11 @@ void add(const std::string& name, double flops, Heap heap, const Make& make) {
       call();
       benchmark::ClobberMemory();
     }
-    state.counters["flop/s"] = benchmark::Counter(flops, benchmark::Counter::kIsIterationInvariantRate);
+    constexpr auto rate = benchmark::Counter::kIsIterationInvariantRate;
+    if (work.flops > 0) state.counters["flop/s"] = benchmark::Counter(work.flops, rate);
+    if (work.bytes > 0) state.counters["B/s"] = benchmark::Counter(work.bytes, rate);
   });
-  if (Eigen::nbThreads() > 1) entry->UseRealTime();
+  if (lora::threads() > 1) entry->UseRealTime();
   entry->Unit(benchmark::kMillisecond);
 }
 
