@@ -120,11 +120,11 @@ struct AmxKernel {
         _tile_dpbf16ps(1, 4, 7);
       }
       if constexpr (TwoRows) {
-        _tile_loadd(5, X + 16 * 16, 64);
+        _tile_loadd(5, X + Index{16} * 16, 64);
         _tile_dpbf16ps(2, 5, 6);
         if constexpr (TwoCols) _tile_dpbf16ps(3, 5, 7);
       }
-      X += rows_held * 16;
+      X += rows_held * Index{16};
       W += 32 * Panels::width;
     }
     _tile_stored(0, sums, line);

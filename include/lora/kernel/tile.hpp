@@ -51,7 +51,10 @@ struct Ahead {
   EIGEN_ALWAYS_INLINE void fetch(Index step, std::uintptr_t lines) const {
 #ifdef __GNUC__
     const std::uintptr_t line = address + static_cast<std::uintptr_t>(step * stride);
-    for (std::uintptr_t i = 0; i < lines; ++i) __builtin_prefetch(reinterpret_cast<const void*>(line + 64 * i), 0, 2);
+    for (std::uintptr_t i = 0; i < lines; ++i) {
+      // An integer until here: the last addresses lie beyond the array, where pointers may not go.
+      __builtin_prefetch(reinterpret_cast<const void*>(line + 64 * i), 0, 2);  // NOLINT(performance-no-int-to-ptr)
+    }
 #endif
   }
 };
