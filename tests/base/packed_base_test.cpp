@@ -90,6 +90,23 @@ TEST_CASE("a packed base is made from either storage order, a block, or bfloat16
   CHECK(PackedBase<float>(columns, Packs::Forward).describe() == "packed 21 x 35 float once");
 }
 
+TEST_CASE("a packed weight without rows or columns makes zeros, or nothing", "[base][packed]") {
+  for (const Packs packs : {Packs::Both, Packs::Forward}) {
+    const PackedBase<float> flat(ColMatrix<float>(0, 5), packs), thin(ColMatrix<float>(5, 0), packs);
+    for (const Index b : {0, 3, 40}) {
+      const RowMatrix<float> none(b, 0), some = RowMatrix<float>::Ones(b, 5);
+      RowMatrix<float> Y = RowMatrix<float>::Ones(b, 5), nothing(b, 0);
+      flat.multiply(none, Y);
+      CHECK(Y.isZero(0));
+      flat.multiply_transposed(some, nothing);
+      thin.multiply(some, nothing);
+      Y.setOnes();
+      thin.multiply_transposed(none, Y);
+      CHECK(Y.isZero(0));
+    }
+  }
+}
+
 TEST_CASE("NaN and infinity stay in their rows of a packed product", "[base][packed]") {
   Random random{54};
   const PackedBase<float> base(random_columns<float>(19, 40, random));

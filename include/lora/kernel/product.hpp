@@ -84,7 +84,8 @@ void multiply(const ConstRows<typename Kernel::Scalar>& X, const typename Kernel
     lora::detail::parallel_for(W.count(), flops, [&](Index first, Index last) {
       [[maybe_unused]] const typename Kernel::Session session;
       // With a tile or two the result stays in registers for the whole sum, and W streams past.
-      const Index stretches = tiles <= 2 ? 1 : (depth * Index{sizeof(Scalar)} + stretch_bytes - 1) / stretch_bytes;
+      const Index whole = depth * Index{sizeof(Scalar)};
+      const Index stretches = tiles <= 2 ? 1 : std::max<Index>(1, (whole + stretch_bytes - 1) / stretch_bytes);
       for (Index stretch = 0; stretch < stretches; ++stretch) {
         const Part steps(depth, stretches, stretch, unit);
         for (Index p = first; p < last; ++p) {
