@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include "support/allocations.hpp"
 #include "support/catch.hpp"
 #include "support/matrices.hpp"
 #include "support/message.hpp"
@@ -29,10 +30,17 @@ Eigen::MatrixXd of_rank(Index rank, Index r, Random& random) {
 }
 constexpr double condition = 100;
 
+/// As far as the inverse needs it.
 template <Real Scalar = double>
-Gram<Scalar> gram_of(const ColMatrix<Scalar>& K, const Regularisation<Scalar>& regularisation = {}) {
+Gram<Scalar> inverted(const ColMatrix<Scalar>& K, const Regularisation<Scalar>& regularisation = {}) {
   Gram<Scalar> gram;
   gram.compute(K, regularisation);
+  return gram;
+}
+template <Real Scalar = double>
+Gram<Scalar> gram_of(const ColMatrix<Scalar>& K, const Regularisation<Scalar>& regularisation = {}) {
+  auto gram = inverted<Scalar>(K, regularisation);
+  gram.decompose();
   return gram;
 }
 
@@ -108,6 +116,53 @@ TEST_CASE("damping and shift are added, before the inverse, to the eigenvalues t
   check({.damping = 0.5, .shift = 3}, {1 / 8.0, 1 / 6.0, 0});
 }
 
+TEST_CASE("where nothing is cut, the inverse needs no eigenvalues", "[linalg][gram]") {
+  Random random{5};
+  for (const Index r : {1, 2, 7, 60}) {
+    for (const double size : {1e-12, 1.0, 1e12}) {
+      const Eigen::MatrixXd K = size * of_rank(r, r, random);
+      const auto gram = inverted(K, {.damping = 0.1, .shift = size});
+      CAPTURE(r, size);
+      CHECK_FALSE(gram.decomposed());
+      CHECK(gram.rank() == r);
+      const auto known = gram_of(K, {.damping = 0.1, .shift = size});
+      const Eigen::VectorXd inverses = (known.values().array() + size).inverse();
+      const Eigen::MatrixXd expected = known.vectors() * inverses.asDiagonal() * known.vectors().transpose();
+      CHECK((gram.pseudo_inverse() - expected).norm() <= condition * eigen_bound(r) * expected.norm());
+    }
+  }
+}
+
+TEST_CASE("eigenvalues decide as soon as one of them may be cut", "[linalg][gram]") {
+  constexpr double cut = 1e-3;
+  Random random{6};
+  for (const double least : {0.0, 0.999 * cut, 1.001 * cut, 10 * cut}) {
+    const Eigen::MatrixXd K = with_eigenvalues(Eigen::Vector4d(1, 0.5, 0.1, least), random);
+    const auto gram = inverted(K, {.cut = cut});
+    CAPTURE(least);
+    CHECK(gram.rank() == (least > cut ? 4 : 3));
+    CHECK(gram.decomposed() == (least < 10 * cut));
+    CHECK(gram.rank() == gram_of(K, {.cut = cut}).rank());
+  }
+}
+
+TEMPLATE_TEST_CASE("a matrix of another rank allocates nothing once the size is known", "[linalg][gram]", float,
+                   double) {
+  if (!allocations_are_counted) WARN(not_counted);
+  Random random{7};
+  for (const Index r : {5, 60}) {
+    const ColMatrix<TestType> regular = of_rank(r, r, random).template cast<TestType>();
+    const ColMatrix<TestType> singular = of_rank(r / 2, r, random).template cast<TestType>();
+    Gram<TestType> gram;
+    gram.compute(regular, {});
+    CHECK(allocations_in([&] {
+            gram.compute(singular, {});
+            gram.compute(regular, {});
+            gram.decompose();
+          }) == 0);
+  }
+}
+
 TEST_CASE("the zero matrix has rank zero and the inverse zero, with or without damping", "[linalg][gram]") {
   const ColMatrix<double> zero = ColMatrix<double>::Zero(4, 4);
   for (const auto& regularisation : {Regularisation<double>{}, Regularisation<double>{.damping = 1},
@@ -126,19 +181,22 @@ TEST_CASE("the Sylvester solution solves the equation wherever it can be solved"
   Random random{4};
   for (const auto& [left_rank, right_rank] : {Ranks{6, 6}, {4, 6}, {6, 1}, {0, 6}, {6, 0}, {4, 3}, {1, 0}}) {
     const Eigen::MatrixXd L = of_rank(left_rank, r, random), R = of_rank(right_rank, r, random);
-    const auto left = gram_of(L), right = gram_of(R);
+    const auto right = gram_of(R);
     // Singular on both sides: only a right-hand side of the range has a solution, so make one.
     const Eigen::MatrixXd known = random_matrix<Eigen::MatrixXd>(r, r, random), rhs = L * known + known * R;
-    Eigen::MatrixXd work, C;
-    solve_sylvester(left, right, rhs, work, C);
-    const double residual = (L * C + C * R - rhs).norm(), size = (L.norm() + R.norm()) * known.norm();
-    INFO("ranks " << left_rank << ", " << right_rank << ": residual " << residual << " of " << size);
-    CHECK(residual <= condition * eigen_bound(r) * size);
-    CHECK(C.norm() <= (1 + condition * eigen_bound(r)) * known.norm());  // the solution of least norm
+    for (const auto& left : {gram_of(L), inverted(L)}) {
+      Eigen::MatrixXd work, C;
+      solve_sylvester(left, right, rhs, work, C);
+      const double residual = (L * C + C * R - rhs).norm(), size = (L.norm() + R.norm()) * known.norm();
+      INFO("ranks " << left_rank << ", " << right_rank << (left.decomposed() ? "" : ", left tridiagonal")
+                    << ": residual " << residual << " of " << size);
+      CHECK(residual <= condition * eigen_bound(r) * size);
+      CHECK(C.norm() <= (1 + condition * eigen_bound(r)) * known.norm());  // the solution of least norm
 
-    Eigen::MatrixXd in_place = rhs;
-    solve_sylvester(left, right, in_place, work, in_place);
-    CHECK(same_bits(in_place, C));
+      Eigen::MatrixXd in_place = rhs;
+      solve_sylvester(left, right, in_place, work, in_place);
+      CHECK(same_bits(in_place, C));
+    }
   }
 }
 

@@ -53,9 +53,16 @@ OptimizerCost optimizer_cost(const LoraPlus<Rule>& method, double n, double m, d
 
 namespace detail {
 
-/// `Gram` keeps five r x r matrices, four vectors of r and four of r - 1, and decomposes in about 11 r^3 flops.
+/// `Gram` keeps six r x r matrices, four vectors of r and five of r - 1, and inverts in about 5 r^3 flops; this is for
+/// a matrix of which no eigenvalue is cut.
 inline OptimizerCost gram_cost(double r, double times) {
-  return {.doubles = 5 * r * r + 8 * r - 4, .flops = times * 11 * r * r * r};
+  return {.doubles = 6 * r * r + 9 * r - 5 + (r == 1 ? 2 : 0), .flops = times * 5 * r * r * r};
+}
+/// K = L R with L r x depth, by blocks of 12 rows from the diagonal on.
+inline double symmetric_product_flops(double r, double depth) {
+  double elements = 0;
+  for (double rest = r; rest > 0; rest -= 12) elements += std::min(12.0, rest) * rest;
+  return 2 * depth * elements;
 }
 
 }  // namespace detail
@@ -75,24 +82,27 @@ inline OptimizerCost optimizer_cost(const LoraPro& method, double n, double m, d
   const double r2 = r * r, pair = (n + m) * r;
   // A direction of `EquivalentGradient` with C = 0, and the last one of a step, with the C of `freedom`.
   const bool has_C = method.freedom != Freedom::Zero;
-  const double plain = (2 * n + 6 * m) * r2;
-  double last = has_C ? (6 * n + 8 * m) * r2 : plain;
-  if (method.freedom == Freedom::ReleasedSymmetric) last += 2 * n * r2;
-  const OptimizerCost direction{
-      .scratch = pair + m * r + r2, .doubles = (has_C ? 3 : 2) * r2, .flops = 2 * (n + m) * r2 + last};
-  const OptimizerCost nearest = direction + detail::gram_cost(r, 1) + detail::gram_cost(r, 1);
+  const double plain = (2 * n + 6 * m) * r2, last = plain + (has_C ? 2 * n * r2 : 0);
+  const double grams = detail::symmetric_product_flops(r, n) + detail::symmetric_product_flops(r, m);
+  const OptimizerCost direction{.scratch = pair + 4 * r2,
+                                .doubles = (method.freedom == Freedom::ReleasedSymmetric ? 7 : 6) * r2,
+                                .flops = grams + last};
+  OptimizerCost nearest = direction + detail::gram_cost(r, 1) + detail::gram_cost(r, 1);
+  if (method.freedom == Freedom::Sylvester) nearest.flops += 7 * r * r2;  // the eigenvalues and vectors of B B^T
   switch (method.mode) {
     case LoraPro::Mode::Sgd:
       break;
     case LoraPro::Mode::Efficient:
       return nearest + optimizer_cost(PerFactor<AdamW>{}, n, m, r);
-    case LoraPro::Mode::Full:  // Gt, and Adam's step of it, by blocks of 32 columns
+    case LoraPro::Mode::Full:  // Gt, and Adam's step of it, by blocks of 48 columns; 64 bytes between columns of [H_A
+                               // A]
       return nearest + optimizer_cost(AdamW{}, n, m) +
-             OptimizerCost{.scratch = pair + 2 * 32 * n, .flops = plain + 8 * n * m * r};
+             OptimizerCost{.scratch = 3 * pair + 48 * n, .doubles = 16 * r, .flops = plain + 8 * n * m * r};
     case LoraPro::Mode::Factored:
       return nearest + OptimizerCost{.state = 2 * pair + n + m,
-                                     .scratch = 2 * pair + n + m + r2,
-                                     .flops = 2 * plain + 28 * (n + m) * r2};
+                                     .scratch = 2 * pair + n + m + 2 * r2,
+                                     .doubles = 6 * r2,
+                                     .flops = 2 * grams + (20 * n + 24 * m) * r2};
   }
   return nearest;
 }

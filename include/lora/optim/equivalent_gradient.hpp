@@ -25,42 +25,85 @@ enum class Freedom {
 ///     H_A = (1/s^2) G_A (B B^T)^+ + A C,   H_B = (1/s^2) (A^T A)^+ G_B (I - P_B) - C B,   P_B = B^T (B B^T)^+ B.
 ///
 /// For every C, s H_A B + s A H_B = G P_B + P_A G (I - P_B), with P_A = A (A^T A)^+ A^T. Never forms an n x n, m x m or
-/// n x m matrix: 8 n r^2 + 10 m r^2 flops (4 and 8 with C = 0) and two r x r eigendecompositions. B = 0 is no
-/// special case: all eigenvalues of B B^T are cut, so H_A = 0, H_B = (1/s^2) (A^T A)^+ G_B and C = 0. Inverse and
-/// projector share one cut, so rank-deficient factors get the minimiser too.
+/// n x m matrix: 4 n r^2 + 6 m r^2 flops (2 and 6 with C = 0), A^T A and B B^T by their halves, and their inverses.
+/// B = 0 is no special case: all eigenvalues of B B^T are cut, so H_A = 0, H_B = (1/s^2) (A^T A)^+ G_B and C = 0.
+/// Inverse and projector share one cut, so rank-deficient factors get the minimiser too.
+/// \note C takes A^T G_A from G_B B^T, its equal for gradients of one G. For others C is another, and any C leaves
+/// s H_A B + s A H_B as it is.
 template <Real Scalar>
 class EquivalentGradient {
  public:
+  /// H_A = G_A M + A C, H_B = W G_B - L B; all r x r.
+  struct Coefficients {
+    Eigen::MatrixXd M, W;  ///< (1/s^2) (B B^T)^+ and (1/s^2) (A^T A)^+
+    Eigen::MatrixXd C, L;  ///< L = W G_B B^T (B B^T)^+ + C; both zero with B
+  };
+
   /// Decomposes A^T A and B B^T of the pair that the next `direction`s belong to.
   void at(const ConstFactorsView<Scalar>& factors, const Regularisation<Scalar>& regularisation = {});
 
-  const Gram<Scalar>& input() const { return input_; }    ///< of A^T A
-  const Gram<Scalar>& output() const { return output_; }  ///< of B B^T
+  const Gram<Scalar>& input() const { return input_; }                         ///< of A^T A
+  const Gram<Scalar>& output() const { return output_; }                       ///< of B B^T
+  const ColMatrix<Scalar>& input_product() const { return input_product_; }    ///< A^T A
+  const ColMatrix<Scalar>& output_product() const { return output_product_; }  ///< B B^T
 
   /// Writes H for the factor gradients `gradient`. \pre `at(factors)` came before; `H` and `gradient` do not overlap.
   void direction(const ConstFactorsView<Scalar>& factors, const ConstFactorsView<Scalar>& gradient, double scale,
                  Freedom freedom, Factors<Scalar>& H);
 
- private:
-  static void narrow(const Eigen::MatrixXd& from, double factor, ColMatrix<Scalar>& to) {
-    to = (factor * from).template cast<Scalar>();
-  }
+  /// What `direction` multiplies with, from S = G_B B^T (r x r); the next call overwrites it. 4 r^3 flops, and
+  /// `Sylvester` 8 r^3 and the eigenvalues of B B^T more.
+  const Coefficients& coefficients(const Eigen::MatrixXd& S, double scale, Freedom freedom);
 
+ private:
   Gram<Scalar> input_, output_;
-  ColMatrix<Scalar> small_;
-  RowMatrix<Scalar> complement_;
-  Eigen::MatrixXd wide_, work_, C_;
+  ColMatrix<Scalar> input_product_, output_product_, left_;
+  RowMatrix<Scalar> right_;
+  Eigen::MatrixXd S_, work_, wide_;
+  Coefficients coefficients_;
 };
 
 template <Real Scalar>
 void EquivalentGradient<Scalar>::at(const ConstFactorsView<Scalar>& factors,
                                     const Regularisation<Scalar>& regularisation) {
-  const Index r = factors.rank();
-  small_.resize(r, r);
-  set_product(small_, 1, factors.A.transpose(), factors.A);
-  input_.compute(small_, regularisation);
-  set_product(small_, 1, factors.B, factors.B.transpose());
-  output_.compute(small_, regularisation);
+  detail::set_symmetric_product(input_product_, factors.A.transpose(), factors.A);
+  detail::set_symmetric_product(output_product_, factors.B, factors.B.transpose());
+  input_.compute(input_product_, regularisation);
+  output_.compute(output_product_, regularisation);
+}
+
+template <Real Scalar>
+auto EquivalentGradient<Scalar>::coefficients(const Eigen::MatrixXd& S, double scale, Freedom freedom)
+    -> const Coefficients& {
+  auto& [M, W, C, L] = coefficients_;
+  const Index r = S.rows();
+  const double weight = 1 / (scale * scale);
+  M = weight * output_.pseudo_inverse();
+  W = weight * input_.pseudo_inverse();
+  C.setZero(r, r);
+  L.setZero(r, r);
+  work_.resize(r, r);  // all before the return: the step after B = 0 must not allocate either
+  if (freedom == Freedom::ReleasedSymmetric) wide_ = input_product_.template cast<double>();
+  if (output_.rank() == 0) return coefficients_;
+  set_product(work_, 1, S, M);  // (1/s^2) A^T G_A (B B^T)^+
+  set_product(L, 1, input_.pseudo_inverse(), work_);
+  switch (freedom) {
+    case Freedom::Zero:
+      break;
+    case Freedom::Sylvester:
+      output_.decompose();
+      C = -work_;
+      solve_sylvester(input_, output_, C, work_, C);
+      break;
+    case Freedom::Symmetric:
+      C = -0.5 * L;
+      break;
+    case Freedom::ReleasedSymmetric:
+      set_product(C, -0.5, wide_, work_);
+      break;
+  }
+  L += C;
+  return coefficients_;
 }
 
 template <Real Scalar>
@@ -68,42 +111,22 @@ void EquivalentGradient<Scalar>::direction(const ConstFactorsView<Scalar>& facto
                                            const ConstFactorsView<Scalar>& gradient, double scale, Freedom freedom,
                                            Factors<Scalar>& H) {
   const Index r = factors.rank();
-  const double weight = 1 / (scale * scale);
   H.A.resize(gradient.A.rows(), r);
   H.B.resize(r, gradient.B.cols());
-  small_.resize(r, r);
-  work_.resize(r, r);
-
-  narrow(output_.pseudo_inverse(), weight, small_);
-  set_product(H.A, 1, gradient.A, small_);
-
-  // G_B (I - P_B) as G_B - (G_B B^T) (B B^T)^+ B.
-  set_product(small_, 1, gradient.B, factors.B.transpose());
-  wide_ = small_.template cast<double>();
-  set_product(work_, 1, wide_, output_.pseudo_inverse());
-  narrow(work_, 1, small_);
-  complement_ = gradient.B;
-  add_product(complement_, -1, small_, factors.B);
-  narrow(input_.pseudo_inverse(), weight, small_);
-  set_product(H.B, 1, small_, complement_);
-
-  if (freedom == Freedom::Zero || output_.rank() == 0) return;
-  set_product(small_, 1, factors.A.transpose(), H.A);  // (1/s^2) A^T G_A (B B^T)^+
-  wide_ = small_.template cast<double>();
-  C_.resize(r, r);
-  if (freedom == Freedom::Sylvester) {
-    wide_ *= -1;
-    solve_sylvester(input_, output_, wide_, work_, C_);
-  } else if (freedom == Freedom::Symmetric) {
-    set_product(C_, -0.5, input_.pseudo_inverse(), wide_);
-  } else {
-    set_product(small_, 1, factors.A.transpose(), factors.A);
-    work_ = small_.template cast<double>();
-    set_product(C_, -0.5, work_, wide_);
-  }
-  narrow(C_, 1, small_);
-  add_product(H.A, 1, factors.A, small_);
-  add_product(H.B, -1, small_, factors.B);
+  left_.resize(r, r);
+  set_product(left_, 1, gradient.B, factors.B.transpose());
+  S_ = left_.template cast<double>();
+  const auto& [M, W, C, L] = coefficients(S_, scale, freedom);
+  right_ = M.template cast<Scalar>();
+  set_product(H.A, 1, gradient.A, right_);
+  left_ = W.template cast<Scalar>();
+  set_product(H.B, 1, left_, gradient.B);
+  if (output_.rank() == 0) return;
+  left_ = L.template cast<Scalar>();
+  add_product(H.B, -1, left_, factors.B);
+  if (freedom == Freedom::Zero) return;
+  right_ = C.template cast<Scalar>();
+  add_product(H.A, 1, factors.A, right_);
 }
 
 }  // namespace lora

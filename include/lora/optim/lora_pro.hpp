@@ -21,6 +21,16 @@
 
 namespace lora {
 
+namespace detail {
+
+/// sums_i += sum_j left_ij right_ij
+template <Real Scalar>
+void add_products(const ConstColumns<Scalar>& left, const ConstColumns<Scalar>& right, Eigen::VectorX<Scalar>& sums) {
+  for (Index j = 0; j < left.cols(); ++j) sums += left.col(j).cwiseProduct(right.col(j));
+}
+
+}  // namespace detail
+
 /// Turns the factor gradients into the H of `EquivalentGradient` in every step; the modes differ in where the moments
 /// live (how many scalars). Gt = s H_A B + s A H_B is the equivalent gradient, n x m and of rank 2r at most:
 ///
@@ -96,7 +106,11 @@ struct LoraPro {
   template <Real Scalar>
   void full_moments(State<Scalar>& state, const FactorsView<Scalar>& factors, double scale) const;
   template <Real Scalar>
-  void factored_moments(State<Scalar>& state, const FactorsView<Scalar>& factors, double scale) const;
+  void squares(State<Scalar>& state, const FactorsView<Scalar>& factors, double scale) const;
+  template <Real Scalar>
+  void carry(State<Scalar>& state, const FactorsView<Scalar>& factors, double scale) const;
+  template <Real Scalar>
+  void factored_direction(State<Scalar>& state, const FactorsView<Scalar>& factors, double scale) const;
   template <Real Scalar>
   void descend(State<Scalar>& state, const FactorsView<Scalar>& factors, double rate) const;
 };
@@ -108,7 +122,7 @@ struct LoraPro::State {
   Mode mode = Mode::Factored;
   std::int64_t steps = 0;
   detail::PairState<AdamW, Scalar> pair;               ///< Efficient: of H
-  std::vector<AdamW::State<Scalar>> blocks;            ///< Full: of Gt, by blocks of 32 columns
+  std::vector<AdamW::State<Scalar>> blocks;            ///< Full: of Gt, by blocks of 48 columns
   Factors<Scalar> momentum, previous;                  ///< Factored: s (M_A Bo + Ao M_B), and its (Ao, Bo)
   Eigen::VectorX<Scalar> row_squares, column_squares;  ///< Factored: R (n) and K (m), not corrected
 
@@ -122,14 +136,32 @@ struct LoraPro::State {
 
  private:
   friend LoraPro;
-  static constexpr Index block_width = 32;
+  static constexpr Index block_width = 48;
+
+  /// The r x r matrices that stand beside M_A, Ao, Bo and M_B where the momentum is seen from (A, B), with weights D:
+  /// Bo D B^T, M_B D B^T, A^T D M_A and A^T D Ao; after `see` those in H. S and work are scratch.
+  struct Seen {
+    Eigen::MatrixXd MA, Ao, Bo, MB, S, work;
+  };
+  const typename EquivalentGradient<Scalar>::Coefficients& see(double weight, double scale, Freedom choice);
+
+  /// Small matrices as factors of products: where they stand on the right, by rows.
+  const ColMatrix<Scalar>& left(const Eigen::MatrixXd& small) { return left_ = small.template cast<Scalar>(); }
+  const RowMatrix<Scalar>& right(const Eigen::MatrixXd& small) { return right_ = small.template cast<Scalar>(); }
+  template <class Left, class Right>
+  const ColMatrix<Scalar>& inner(const Left& L, const Right& R) {
+    left_.resize(r, r);
+    set_product(left_, 1, L, R);
+    return left_;
+  }
 
   // Scratch, not state: nothing in it outlives a step.
   EquivalentGradient<Scalar> nearest_;
   Factors<Scalar> H_, gradient_;
-  ColMatrix<Scalar> block_, small_, tall_;
-  RowMatrix<Scalar> wide_;
+  ColMatrix<Scalar> block_, tall_, left_;
+  RowMatrix<Scalar> wide_, right_;
   Eigen::VectorX<Scalar> row_weights_, column_weights_;
+  Seen seen_;
 };
 
 // ---- the steps, in the order of the formulas ------------------------------------------------------------------------
@@ -213,123 +245,192 @@ void LoraPro::step(State<Scalar>& state, const std::type_identity_t<FactorsView<
     adam().step(state.pair.A, factors.A, state.H_.A, rate);
     adam().step(state.pair.B, transposed(factors.B), transposed(ConstRows<Scalar>(state.H_.B)), rate);
   } else {
-    if (mode == Mode::Full) full_moments(state, factors, scale);
-    if (mode == Mode::Factored) factored_moments(state, factors, scale);
-    if (moments_of_product) state.nearest_.direction(factors, state.gradient_, scale, freedom, state.H_);
+    if (mode == Mode::Full) {
+      full_moments(state, factors, scale);
+      state.nearest_.direction(factors, state.gradient_, scale, freedom, state.H_);
+    } else if (mode == Mode::Factored) {
+      squares(state, factors, scale);
+      carry(state, factors, scale);
+      factored_direction(state, factors, scale);
+    }
     descend(state, factors, rate);
   }
   ++state.steps;
 }
 
-/// From H (C = 0): moments of Gt, then g; leaves s g B^T and s A^T g in `gradient_`. By blocks of columns, so that the
-/// moments are the only n x m arrays.
+/// From H (C = 0): moments of Gt = s [H_A A] [B; H_B], then g; leaves s g B^T and s A^T g in `gradient_`. By blocks of
+/// columns, so that the moments are the only n x m arrays and Gt stays in the second-level cache.
 template <Real Scalar>
 void LoraPro::full_moments(State<Scalar>& state, const FactorsView<Scalar>& factors, double scale) const {
   AdamW rule = adam();
-  rule.learning_rate = 1;
-  rule.weight_decay = 0;
+  rule.learning_rate = rule.weight_decay = 1;  // a step from Gt ends at -m^ / (sqrt v^ + epsilon), as all of Gt decays
   auto& [GA, GB] = state.gradient_;
-  GA.setZero(state.n, state.r);
-  GB.setZero(state.r, state.m);
-  auto& minus_g = state.tall_;
-  state.block_.resize(state.n, state.block_width);
-  minus_g.resize(state.n, state.block_width);
-  for (Index first = 0; first < state.m; first += state.block_width) {
-    const Index count = std::min(state.block_width, state.m - first);
-    const auto B = factors.B.middleCols(first, count);
-    auto block = state.block_.leftCols(count), step = minus_g.leftCols(count);
-    set_product(block, scale, state.H_.A, B);
-    add_product(block, scale, factors.A, state.H_.B.middleCols(first, count));
-    step.setZero();  // a step of AdamW from zero at learning rate 1 is -m^ / (sqrt v^ + epsilon)
-    rule.step(state.blocks[static_cast<std::size_t>(first / state.block_width)], step, block, 1);
-    add_product(GA, -scale, step, B.transpose());
-    add_product(GB.middleCols(first, count), -scale, factors.A.transpose(), step);
+  const Index n = state.n, m = state.m, r = state.r;
+  GA.setZero(n, r);
+  GB.setZero(r, m);
+  // Columns a power of two apart would compete for few places of the cache.
+  constexpr Index gap = 64 / sizeof(Scalar);
+  state.tall_.resize(n + gap, 2 * r);
+  state.block_.resize(n, state.block_width);
+  state.wide_.resize(2 * r, m);
+  auto tall = state.tall_.topRows(n);
+  tall << state.H_.A, factors.A;
+  state.wide_ << factors.B, state.H_.B;
+  for (Index first = 0; first < m; first += state.block_width) {
+    const Index count = std::min(state.block_width, m - first);
+    auto block = state.block_.leftCols(count);
+    set_product(block, scale, tall, state.wide_.middleCols(first, count));
+    rule.step(state.blocks[static_cast<std::size_t>(first / state.block_width)], block, block, 1);
+    add_product(GA, -scale, block, factors.B.middleCols(first, count).transpose());
+    // Transposed for the shape of the tiles: the block has more columns than A.
+    add_product(GB.middleCols(first, count).transpose(), -scale, block.transpose(), factors.A);
   }
 }
 
-/// The same without an n x m array.
+/// Moves R and K towards the row and column sums of Gt o Gt, Gt = s (H_A B + A H_B) with the H of C = 0.
 template <Real Scalar>
-void LoraPro::factored_moments(State<Scalar>& state, const FactorsView<Scalar>& factors, double scale) const {
+void LoraPro::squares(State<Scalar>& state, const FactorsView<Scalar>& factors, double scale) const {
   const auto& A = factors.A;
   const auto& B = factors.B;
-  auto& [MA, MB] = state.momentum;
-  const auto& [Ao, Bo] = state.previous;
+  const auto& nearest = state.nearest_;
   auto& [HA, HB] = state.H_;
-  auto& [GA, GB] = state.gradient_;
   auto& tall = state.tall_;
   auto& wide = state.wide_;
-  const double s2 = scale * scale;
   tall.resize(state.n, state.r);
   wide.resize(state.r, state.m);
-  GA.resize(state.n, state.r);
-  GB.resize(state.r, state.m);
-  state.small_.resize(state.r, state.r);
-  const auto inner = [&](const auto& left, const auto& right) -> const ColMatrix<Scalar>& {
-    set_product(state.small_, 1, left, right);
-    return state.small_;
-  };
-
-  // 1. Row and column sums of Gt o Gt, Gt = s (H_A B + A H_B); rounding may leave less than zero.
   auto &rows = state.row_weights_, &columns = state.column_weights_;
-  const auto s2_rounded = static_cast<Scalar>(s2);
-  set_product(tall, 1, HA, inner(B, B.transpose()));
-  add_product(tall, 2, A, inner(HB, B.transpose()));
-  rows = tall.cwiseProduct(HA).rowwise().sum();
-  set_product(tall, 1, A, inner(HB, HB.transpose()));
-  rows = s2_rounded * (rows + tall.cwiseProduct(A).rowwise().sum());
-  set_product(wide, 1, inner(HA.transpose(), HA), B);
-  add_product(wide, 2, inner(HA.transpose(), A), HB);
-  columns = wide.cwiseProduct(B).colwise().sum().transpose();
-  set_product(wide, 1, inner(A.transpose(), A), HB);
-  columns = s2_rounded * (columns + wide.cwiseProduct(HB).colwise().sum().transpose());
+  rows.setZero(state.n);
+  columns.setZero(state.m);
+
+  set_product(tall, 1, HA, nearest.output_product());
+  // H_B B^T = 0, up to rounding, where H_B was projected by all of B B^T and its very inverse.
+  if (damping > 0 || compat != Compat::None || nearest.output().rank() < state.r) {
+    add_product(tall, 2, A, state.inner(HB, B.transpose()));
+  }
+  detail::add_products<Scalar>(tall, HA, rows);
+  detail::set_symmetric_product(state.left_, HB, HB.transpose());
+  set_product(tall, 1, A, state.left_);
+  detail::add_products<Scalar>(tall, A, rows);
+
+  detail::set_symmetric_product(state.left_, HA.transpose(), HA);
+  set_product(wide, 1, state.left_, B);
+  add_product(wide, 2, state.inner(HA.transpose(), A), HB);
+  detail::add_products<Scalar>(transposed(ConstRows<Scalar>(wide)), transposed(ConstRows<Scalar>(B)), columns);
+  set_product(wide, 1, nearest.input_product(), HB);
+  detail::add_products<Scalar>(transposed(ConstRows<Scalar>(wide)), transposed(ConstRows<Scalar>(HB)), columns);
+
+  const auto s2 = static_cast<Scalar>(scale * scale);
+  rows *= s2;
+  columns *= s2;
   detail::require<NumericalError>(all_finite(ConstColumns<Scalar>(rows)) && all_finite(ConstColumns<Scalar>(columns)),
                                   "LoraPro::step: squares of the equivalent gradient must be finite, got an overflow");
-  rows = rows.cwiseMax(Scalar{0});
+  rows = rows.cwiseMax(Scalar{0});  // rounding may leave less than zero
   columns = columns.cwiseMax(Scalar{0});
   detail::blend<Scalar>(state.row_squares, beta2, rows, 1 - beta2);
   detail::blend<Scalar>(state.column_squares, beta2, columns, 1 - beta2);
+}
 
-  // 2. The momentum s (M_A Bo + Ao M_B), seen from the new factors as a gradient and projected on what they can do.
-  set_product(GA, s2, MA, inner(Bo, B.transpose()));
-  add_product(GA, s2, Ao, inner(MB, B.transpose()));
-  set_product(GB, s2, inner(A.transpose(), MA), Bo);
-  add_product(GB, s2, inner(A.transpose(), Ao), MB);
-  state.nearest_.direction(factors, state.gradient_, scale, Freedom::Zero, state.momentum);
-  detail::blend<Scalar>(MA, beta1, HA, 1 - beta1);
-  detail::blend<Scalar>(transposed(Rows<Scalar>(MB)), beta1, transposed(ConstRows<Scalar>(HB)), 1 - beta1);
+/// With G_A = w (M_A (Bo D B^T) + Ao (M_B D B^T)), and G_B alike, H is a sum of products with the same tall and wide
+/// matrices: neither G_A nor G_B nor G_B B^T is multiplied out.
+template <Real Scalar>
+auto LoraPro::State<Scalar>::see(double weight, double scale, Freedom choice) -> const
+    typename EquivalentGradient<Scalar>::Coefficients& {
+  seen_.S.resize(r, r);
+  seen_.work.resize(r, r);
+  set_product(seen_.S, weight, seen_.Bo, seen_.MA);
+  add_product(seen_.S, weight, seen_.MB, seen_.Ao);
+  const auto& coefficients = nearest_.coefficients(seen_.S, scale, choice);
+  const auto multiply = [&](Eigen::MatrixXd& to, const Eigen::MatrixXd& L, const Eigen::MatrixXd& R) {
+    set_product(seen_.work, weight, L, R);
+    to.swap(seen_.work);
+  };
+  multiply(seen_.MA, seen_.MA, coefficients.M);
+  multiply(seen_.Ao, seen_.Ao, coefficients.M);
+  multiply(seen_.Bo, coefficients.W, seen_.Bo);
+  multiply(seen_.MB, coefficients.W, seen_.MB);
+  return coefficients;
+}
 
-  // 3. g = D_R m^ D_K as s g B^T and s A^T g.
+/// The momentum s (M_A Bo + Ao M_B), seen from the new factors as a gradient and projected on what they can do; then H
+/// blends in.
+template <Real Scalar>
+void LoraPro::carry(State<Scalar>& state, const FactorsView<Scalar>& factors, double scale) const {
+  const auto& [A, B] = factors;
+  auto& [MA, MB] = state.momentum;
+  auto& [Ao, Bo] = state.previous;
+  auto& [carried_A, carried_B] = state.gradient_;
+  auto& seen = state.seen_;
+  seen.MA = state.inner(Bo, B.transpose()).template cast<double>();
+  seen.Ao = state.inner(MB, B.transpose()).template cast<double>();
+  seen.Bo = state.inner(A.transpose(), MA).template cast<double>();
+  seen.MB = state.inner(A.transpose(), Ao).template cast<double>();
+  const auto& nearest = state.see(scale * scale, scale, Freedom::Zero);
+  carried_A.resize(state.n, state.r);
+  carried_B.resize(state.r, state.m);
+  set_product(carried_A, 1, MA, state.right(seen.MA));
+  add_product(carried_A, 1, Ao, state.right(seen.Ao));
+  set_product(carried_B, 1, state.left(seen.Bo), Bo);
+  add_product(carried_B, 1, state.left(seen.MB), MB);
+  add_product(carried_B, -1, state.left(nearest.L), B);
+  MA.swap(carried_A);
+  MB.swap(carried_B);
+  detail::blend<Scalar>(MA, beta1, state.H_.A, 1 - beta1);
+  detail::blend<Scalar>(transposed(Rows<Scalar>(MB)), beta1, transposed(ConstRows<Scalar>(state.H_.B)), 1 - beta1);
+  Ao = A;
+  Bo = B;
+}
+
+/// H for g = D_R m^ D_K.
+template <Real Scalar>
+void LoraPro::factored_direction(State<Scalar>& state, const FactorsView<Scalar>& factors, double scale) const {
+  const auto& [A, B] = factors;
+  const auto& [MA, MB] = state.momentum;
+  auto& [HA, HB] = state.H_;
+  auto& tall = state.tall_;
+  auto& wide = state.wide_;
   const auto t = static_cast<double>(state.steps + 1);
   const double c1 = 1 - std::pow(beta1, t), c2 = 1 - std::pow(beta2, t);
   const double total = state.row_squares.template cast<double>().sum() / c2;
+  using Lanes = detail::Lanes<Scalar>;
+  const auto one = Lanes::all(1), eps = Lanes::all(epsilon);
+  const auto spread = Lanes::all(total > 0 ? 1 / (c2 * std::sqrt(total)) : 0);
   const auto weigh = [&](const Eigen::VectorX<Scalar>& sums, Eigen::VectorX<Scalar>& weights) {
-    weights.resizeLike(sums);
-    for (Index i = 0; i < sums.size(); ++i) {
-      const double spread = total > 0 ? static_cast<double>(sums(i)) / (c2 * std::sqrt(total)) : 0;
-      weights(i) = static_cast<Scalar>(1 / std::sqrt(spread + epsilon));
-    }
+    detail::for_each_lanes<Scalar>(weights, sums, [&](Scalar* to, const Scalar* from, Index /*offset*/, auto count) {
+      (one / sqrt(multiply_add(Lanes::load(from, count), spread, eps))).store(to, count);
+    });
   };
-  auto &DR = rows, &DK = columns;
+  auto &DR = state.row_weights_, &DK = state.column_weights_;
   weigh(state.row_squares, DR);
   weigh(state.column_squares, DK);
-  wide = B * DK.asDiagonal();
-  set_product(GA, s2 / c1, MA, inner(wide, B.transpose()));
-  add_product(GA, s2 / c1, A, inner(MB, wide.transpose()));
-  GA.array().colwise() *= DR.array();
+
+  auto& seen = state.seen_;
   tall = DR.asDiagonal() * A;
-  set_product(GB, s2 / c1, inner(tall.transpose(), MA), B);
-  add_product(GB, s2 / c1, inner(tall.transpose(), A), MB);
-  GB.array().rowwise() *= DK.transpose().array();
-  state.previous.A = A;
-  state.previous.B = B;
+  wide = B * DK.asDiagonal();
+  detail::set_symmetric_product(state.left_, wide, B.transpose());
+  seen.MA = state.left_.template cast<double>();
+  seen.Ao = state.inner(MB, wide.transpose()).template cast<double>();
+  seen.Bo = state.inner(tall.transpose(), MA).template cast<double>();
+  detail::set_symmetric_product(state.left_, tall.transpose(), A);
+  seen.MB = state.left_.template cast<double>();
+  const auto& nearest = state.see(scale * scale / c1, scale, freedom);
+  set_product(HA, 1, MA, state.right(seen.MA));
+  add_product(HA, 1, A, state.right(seen.Ao));
+  HA.array().colwise() *= DR.array();
+  if (freedom != Freedom::Zero) add_product(HA, 1, A, state.right(nearest.C));
+  set_product(HB, 1, state.left(seen.Bo), B);
+  add_product(HB, 1, state.left(seen.MB), MB);
+  HB.array().rowwise() *= DK.transpose().array();
+  add_product(HB, -1, state.left(nearest.L), B);
 }
 
 template <Real Scalar>
 void LoraPro::descend(State<Scalar>& state, const FactorsView<Scalar>& factors, double rate) const {
   double step = rate * learning_rate;
-  const double length = step * static_cast<double>(state.H_.A.norm());
-  const double most = trust * static_cast<double>(factors.A.norm());
-  if (most > 0 && length > most) step *= most / length;
+  if (std::isfinite(trust)) {
+    const double length = step * static_cast<double>(state.H_.A.norm());
+    const double most = trust * static_cast<double>(factors.A.norm());
+    if (most > 0 && length > most) step *= most / length;
+  }
   const double keep = std::sqrt(std::max(0.0, 1 - rate * learning_rate * weight_decay));
   detail::blend<Scalar>(factors.A, keep, state.H_.A, -step);
   detail::blend<Scalar>(transposed(factors.B), keep, transposed(ConstRows<Scalar>(state.H_.B)), -step);
