@@ -25,23 +25,15 @@ enum class Bf16Kernel {
 
 /// Can this program on this machine multiply so?
 inline bool available(Bf16Kernel kernel) {
-  switch (kernel) {
-    case Bf16Kernel::Widening:
-      return true;
-    case Bf16Kernel::DotProduct:
+  bool dot_product = false, amx = false;
 #ifdef __AVX512BF16__
-      return true;
-#else
-      return false;
+  dot_product = true;
 #endif
-    case Bf16Kernel::Amx:
 #ifdef LORA_KERNEL_AMX
-      return kernel::amx_works();
-#else
-      return false;
+  amx = kernel::amx_works();
 #endif
-  }
-  return false;
+  return kernel == Bf16Kernel::Widening || (kernel == Bf16Kernel::DotProduct && dot_product) ||
+         (kernel == Bf16Kernel::Amx && amx);
 }
 
 /// The fastest that is available: matrix units; else the dot product on AMD's processors, where it does twice the flops
@@ -113,20 +105,13 @@ class PackedBf16Base {
   }
 
   void run(const ConstRows<float>& X, const Panels& W, Rows<float> Y) const {
-    switch (kernel_) {
-      case Bf16Kernel::Widening:
-        return kernel::multiply<Widening>(X, W, Y);
-      case Bf16Kernel::DotProduct:
-#ifdef __AVX512BF16__
-        kernel::multiply<kernel::TileKernel<kernel::DotWeights, 32>>(X, W, Y);
-#endif
-        return;
-      case Bf16Kernel::Amx:
 #ifdef LORA_KERNEL_AMX
-        kernel::multiply<kernel::AmxKernel>(X, W, Y);
+    if (kernel_ == Bf16Kernel::Amx) return kernel::multiply<kernel::AmxKernel>(X, W, Y);
 #endif
-        return;
-    }
+#ifdef __AVX512BF16__
+    if (kernel_ == Bf16Kernel::DotProduct) return kernel::multiply<kernel::TileKernel<kernel::DotWeights, 32>>(X, W, Y);
+#endif
+    kernel::multiply<Widening>(X, W, Y);
   }
 
   Bf16Kernel kernel_;
