@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "support/allocations.hpp"
+#include "support/bases.hpp"
 #include "support/catch.hpp"
 #include "support/matrices.hpp"
 #include "support/message.hpp"
@@ -159,16 +160,6 @@ TEST_CASE("a packed product allocates nothing once the thread has seen its large
   Random random{56};
   const auto weight = random_columns<float>(300, 200, random);
   for (const Packs packs : {Packs::Both, Packs::Forward}) {
-    const PackedBase<float> base(weight, packs);
-    const auto X = random_rows<float>(400, 300, random);
-    RowMatrix<float> Y(400, 200), dX(400, 300);
-    const auto run = [&](Index b) {
-      base.multiply(X.topRows(b), Y.topRows(b));
-      base.multiply_transposed(Y.topRows(b), dX.topRows(b));
-    };
-    run(400);
-    CHECK(allocations_in([&] {
-            for (const Index b : {1, 13, 399, 400}) run(b);
-          }) == 0);
+    CHECK(allocations_of_warm_products(PackedBase<float>(weight, packs), random) == 0);
   }
 }

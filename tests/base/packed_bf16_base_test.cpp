@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "support/allocations.hpp"
+#include "support/bases.hpp"
 #include "support/catch.hpp"
 #include "support/matrices.hpp"
 #include "support/message.hpp"
@@ -128,15 +129,6 @@ TEST_CASE("a bf16 product allocates nothing once the thread has seen its largest
   for (const Bf16Kernel kernel : every_kernel) {
     if (!available(kernel)) continue;
     const PackedBf16Base base(random_columns<float>(300, 200, random), kernel);
-    const auto X = random_rows<float>(400, 300, random);
-    RowMatrix<float> Y(400, 200), dX(400, 300);
-    const auto run = [&](Index b) {
-      base.multiply(X.topRows(b), Y.topRows(b));
-      base.multiply_transposed(Y.topRows(b), dX.topRows(b));
-    };
-    run(400);
-    CHECK(allocations_in([&] {
-            for (const Index b : {1, 13, 399, 400}) run(b);
-          }) == 0);
+    CHECK(allocations_of_warm_products(base, random) == 0);
   }
 }

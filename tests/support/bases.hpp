@@ -2,6 +2,7 @@
 // One of every base over a given weight, together with the dense matrix that it stands for.
 #pragma once
 
+#include "support/allocations.hpp"
 #include "support/matrices.hpp"
 
 #include <lora/adapter/lora_linear.hpp>
@@ -116,5 +117,21 @@ struct BaseCase<LoraLinear<OwnedBase<Scalar>>> {
     magnitude = absolute(W0) + 0.5L * product(absolute(A), absolute(B));
   }
 };
+
+/// The heap allocations of both products at several batches, once 400 rows have been seen.
+template <FrozenBase Base>
+long allocations_of_warm_products(const Base& base, Random& random) {
+  using Scalar = typename Base::Scalar;
+  const auto X = random_rows<Scalar>(400, base.rows(), random);
+  RowMatrix<Scalar> Y(400, base.cols()), dX(400, base.rows());
+  const auto run = [&](Index b) {
+    base.multiply(X.topRows(b), Y.topRows(b));
+    base.multiply_transposed(Y.topRows(b), dX.topRows(b));
+  };
+  run(400);
+  return allocations_in([&] {
+    for (const Index b : {1, 13, 399, 400}) run(b);
+  });
+}
 
 }  // namespace lora::test
