@@ -41,6 +41,18 @@ class StateError : public Error {
   using Error::Error;
 };
 
+/// The content of a file that breaks a rule of its format.
+class FormatError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// A file that cannot be opened, read or written.
+class IoError : public Error {
+ public:
+  using Error::Error;
+};
+
 namespace detail {
 
 inline void append(std::string& text, std::string_view part) { text += part; }
