@@ -94,12 +94,13 @@ void add_viewed_product(View<Scalar, ResultOrder> Y, Scalar alpha, const View<co
   if constexpr (LeftOrder == row_major && RightOrder != row_major) {
     if (Y.cols() <= rank && L.cols() >= few_terms) return add_dots<Scalar>(Y, alpha, L, transposed(R));
   }
-  if constexpr (LeftOrder != row_major && RightOrder == row_major) {
-    if constexpr (ResultOrder == row_major) {
-      if (Y.rows() <= rank && L.cols() >= few_terms) return add_outer<Scalar>(Y, alpha, transposed(L), R);
-    } else {
-      if (Y.cols() <= rank && L.cols() >= few_terms) {
-        return add_outer<Scalar>(transposed(Y), alpha, R, transposed(L));
+  if (L.cols() >= few_terms) {
+    if constexpr (ResultOrder == row_major && RightOrder == row_major) {
+      if (std::min(Y.rows(), L.cols()) <= rank) return add_panels<Scalar>(Y, alpha, L, R);
+    }
+    if constexpr (ResultOrder != row_major && LeftOrder != row_major) {
+      if (std::min(Y.cols(), L.cols()) <= rank) {
+        return add_panels<Scalar>(transposed(Y), alpha, transposed(R), transposed(L));
       }
     }
   }

@@ -10,13 +10,17 @@
 #include <Eigen/Core>
 
 #include <algorithm>
+#include <array>
+#include <cstddef>
 #include <cstdint>
+#include <utility>
 
 namespace lora::detail {
 
-/// The sums of RowCount x ColCount products of rows of L and rows of R, both contiguous along the sum.
-template <Real Scalar, int RowCount, int ColCount>
-void dot_tile(Index depth, const Scalar* L, Index left_stride, const Scalar* R, Index right_stride, Scalar* sums) {
+/// C += alpha times the RowCount x ColCount products of rows of L and rows of R, all contiguous along the sum.
+template <class Scalar, int RowCount, int ColCount>
+void dot_tile(Index depth, const Scalar* L, Index left_stride, const Scalar* R, Index right_stride, Scalar alpha,
+              Scalar* C, Index row_stride, Index col_stride) {
   using Packet = typename kernel::TileShape<Scalar>::Packet;
   using Eigen::internal::ploadu, Eigen::internal::pmadd, Eigen::internal::predux, Eigen::internal::pset1;
   using kernel::unrolled;
@@ -32,82 +36,90 @@ void dot_tile(Index depth, const Scalar* L, Index left_stride, const Scalar* R, 
       unrolled<ColCount>([&](auto j) { sum[i * ColCount + j] = pmadd(l, r[j], sum[i * ColCount + j]); });
     });
   }
-  unrolled<RowCount * ColCount>([&](auto i) { sums[i] = predux(sum[i]); });
-  for (; k < depth; ++k) {
-    for (Index i = 0; i < RowCount; ++i) {
-      for (Index j = 0; j < ColCount; ++j) sums[i * ColCount + j] += L[i * left_stride + k] * R[j * right_stride + k];
-    }
+  unrolled<RowCount * ColCount>([&](auto i) {
+    constexpr Index row = i / ColCount, col = i % ColCount;
+    Scalar total = predux(sum[i]);
+    for (Index rest = k; rest < depth; ++rest) total += L[row * left_stride + rest] * R[col * right_stride + rest];
+    C[row * row_stride + col * col_stride] += alpha * total;
+  });
+}
+
+/// `dot_tile` for `rows` rows of L and `four` rows of R, or one.
+template <class Scalar>
+auto dot_tile_of(Index rows, bool four) {
+  constexpr int most = kernel::TileShape<Scalar>::rows / 2;
+  static constexpr auto tiles = []<int... i>(std::integer_sequence<int, i...>) {
+    return std::array{&dot_tile<Scalar, i + 1, 4>..., &dot_tile<Scalar, i + 1, 1>...};
   }
+  (std::make_integer_sequence<int, most>{});
+  return tiles[static_cast<std::size_t>(rows - 1 + (four ? 0 : most))];
 }
 
 /// C (b x r) += alpha L R^T with L (b x n) and R (r x n) by rows, r small: s X A, s dY B^T. Threads share the rows of
 /// C.
 template <Real Scalar, int Order>
 void add_dots(View<Scalar, Order> C, Scalar alpha, const ConstRows<Scalar>& L, const ConstRows<Scalar>& R) {
-  constexpr int height = kernel::TileShape<Scalar>::rows / 2, width = 4;
-  const Index l = L.outerStride(), r = R.outerStride();
-  const auto add = [&](Index i, Index j, auto rows, auto cols) {
-    Scalar sums[rows * cols];
-    dot_tile<Scalar, rows, cols>(L.cols(), L.data() + i * l, l, R.data() + j * r, r, sums);
-    for (Index k = 0; k < rows * cols; ++k) C(i + k / cols, j + k % cols) += alpha * sums[k];
-  };
-  constexpr std::integral_constant<int, 1> one;
-  constexpr std::integral_constant<int, height> all_rows;
-  constexpr std::integral_constant<int, width> all_cols;
-  const auto add_rows = [&](Index i, auto rows) {
-    Index j = 0;
-    for (; j + width <= C.cols(); j += width) add(i, j, rows, all_cols);
-    for (; j < C.cols(); ++j) add(i, j, rows, one);
-  };
+  constexpr Index height = kernel::TileShape<Scalar>::rows / 2;
+  const Index tiles = (C.rows() + height - 1) / height;
+  const Index down = Order == Eigen::RowMajor ? C.outerStride() : 1,
+              right = Order == Eigen::RowMajor ? 1 : C.outerStride();
   const double flops = 2.0 * static_cast<double>(C.size() * L.cols());
-  parallel_for((C.rows() + height - 1) / height, flops, [&](Index first, Index last) {
-    Index i = first * height;
-    for (; i + height <= std::min(C.rows(), last * height); i += height) add_rows(i, all_rows);
-    for (; i < std::min(C.rows(), last * height); ++i) add_rows(i, one);
+  parallel_for(tiles, flops, [&](Index first, Index last) {
+    for (Index t = first; t < last; ++t) {
+      const kernel::Part rows(C.rows(), tiles, t);
+      for (Index j = 0; j < C.cols();) {
+        const bool four = j + 4 <= C.cols();
+        dot_tile_of<Scalar>(rows.size(), four)(L.cols(), L.data() + rows.first * L.outerStride(), L.outerStride(),
+                                               R.data() + j * R.outerStride(), R.outerStride(), alpha,
+                                               C.data() + rows.first * down + j * right, down, right);
+        j += four ? 4 : 1;
+      }
+    }
   });
 }
 
-/// C (r x m) += alpha L^T R with L (b x r), R (b x m) and C by rows, r small: s (X A)^T dY, and (X^T Q)^T = Q^T X. L is
-/// packed, 256 rows at a time, with alpha in it. Threads share the columns.
-template <Real Scalar>
-void add_outer(Rows<Scalar> C, Scalar alpha, const ConstRows<Scalar>& L, const ConstRows<Scalar>& R) {
+/// C (b x m) += alpha L R with C and R (k x m) by rows, L (b x k) in either order, b or k small: s (X A) B, Q A^T,
+/// s (X A)^T dY, and (X^T Q)^T = Q^T X. L is packed, 256 terms of the sum at a time, with alpha in it; of R one panel
+/// at a time where it serves several tiles: its rows are far apart, often at distances that share a few sets of the
+/// first-level cache. Threads share the columns.
+template <Real Scalar, int Order>
+void add_panels(Rows<Scalar> C, Scalar alpha, const View<const Scalar, Order>& L, const ConstRows<Scalar>& R) {
   using Tile = kernel::TileShape<Scalar>;
-  constexpr Index width = Tile::cols, rows_at_once = 256;
-  thread_local Eigen::VectorX<Scalar> memory;
-  const Index r = C.rows(), tiles = (r + Tile::rows - 1) / Tile::rows;
-  for (Index first = 0; first < L.rows(); first += rows_at_once) {
-    const Index depth = std::min(rows_at_once, L.rows() - first);
-    if (memory.size() < r * depth) memory.resize(r * depth);
-    Scalar* const packed = memory.data();  // the calling thread's
+  constexpr Index width = Tile::cols, terms_at_once = 256;
+  thread_local Eigen::VectorX<Scalar> left_memory, right_memory;
+  const Index tiles = (C.rows() + Tile::rows - 1) / Tile::rows;
+  for (Index first = 0; first < L.cols(); first += terms_at_once) {
+    const Index depth = std::min(terms_at_once, L.cols() - first);
+    if (left_memory.size() < C.rows() * depth) left_memory.resize(C.rows() * depth);
+    Scalar* const packed = left_memory.data();  // the calling thread's
     for (Index t = 0; t < tiles; ++t) {
-      const kernel::Part rows(r, tiles, t);
+      const kernel::Part rows(C.rows(), tiles, t);
       Scalar* to = packed + rows.first * depth;
       for (Index k = first; k < first + depth; ++k) {
-        for (Index i = rows.first; i < rows.last; ++i) *to++ = alpha * L.data()[k * L.outerStride() + i];
+        for (Index i = rows.first; i < rows.last; ++i) *to++ = alpha * L(i, k);
       }
     }
     const double flops = 2.0 * static_cast<double>(C.size() * depth);
     parallel_for((C.cols() + width - 1) / width, flops, [&](Index begin, Index end) {
+      if (right_memory.size() < depth * width) right_memory.resize(depth * width);
       for (Index p = begin; p < end; ++p) {
-        const Scalar* right = R.data() + first * R.outerStride() + p * width;
         const Index cols = std::min(width, C.cols() - p * width);
-        for (Index t = 0; t < tiles; ++t) {  // what a panel reads of R stays near for all of them
-          const kernel::Part rows(r, tiles, t);
-          const Scalar* left = packed + rows.first * depth;
-          Scalar* to = C.data() + rows.first * C.outerStride() + p * width;
-          if (cols == width) {
-            const kernel::Ahead ahead{reinterpret_cast<std::uintptr_t>(right + width),
-                                      R.outerStride() * Index{sizeof(Scalar)}};
-            kernel::tile_of_rows<kernel::DenseWeights<Scalar>>(rows.size())(depth, left, right, R.outerStride(),
-                                                                            {to, C.outerStride(), width, true}, ahead);
-          } else {  // a whole tile would read beyond R
-            for (Index k = 0; k < depth; ++k) {
-              for (Index i = 0; i < rows.size(); ++i) {
-                const Scalar x = left[k * rows.size() + i];
-                for (Index j = 0; j < cols; ++j) to[i * C.outerStride() + j] += x * right[k * R.outerStride() + j];
-              }
-            }
+        const Scalar* right = R.data() + first * R.outerStride() + p * width;
+        Index stride = R.outerStride();
+        kernel::Ahead ahead{reinterpret_cast<std::uintptr_t>(right + width), stride * Index{sizeof(Scalar)}};
+        if (tiles > 1 || cols < width) {  // a whole tile would read beyond R
+          Scalar* const panel = right_memory.data();
+          for (Index k = 0; k < depth; ++k) {
+            std::fill(std::copy_n(right + k * stride, cols, panel + k * width), panel + (k + 1) * width, Scalar{0});
           }
+          right = panel;
+          stride = width;
+        }
+        for (Index t = 0; t < tiles; ++t) {
+          const kernel::Part rows(C.rows(), tiles, t);
+          Scalar* to = C.data() + rows.first * C.outerStride() + p * width;
+          kernel::tile_of_rows<kernel::DenseWeights<Scalar>>(rows.size())(
+              depth, packed + rows.first * depth, right, stride, {to, C.outerStride(), cols, true}, ahead);
         }
       }
     });

@@ -73,6 +73,8 @@ struct AdamW {
     const auto eps = Lanes::all(epsilon), keep = Lanes::all(1 - lr * weight_decay);
     detail::for_each_lanes(parameter, gradient, [&](Scalar* to, const Scalar* from, Index offset, auto count) {
       Scalar *mean = state.mean.data() + offset, *square = state.square.data() + offset;
+      detail::fetch_ahead(mean);
+      detail::fetch_ahead(square);
       const auto g = Lanes::load(from, count);
       const auto m = multiply_add(b1, Lanes::load(mean, count), one_b1 * g);
       const auto v = multiply_add(b2, Lanes::load(square, count), one_b2 * (g * g));

@@ -9,8 +9,19 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdint>
 
 namespace lora::detail {
+
+/// Brings what lies 2 KiB after `memory` on its way. A moment is read and written once in a step, and comes from far:
+/// left to the processor's own guesses, AdamW on 4096 x 4096 takes half as long again. Inlined by force, or g++ takes
+/// it for a function without effect and drops the call; an integer, for pointers may not go beyond an array.
+EIGEN_ALWAYS_INLINE void fetch_ahead([[maybe_unused]] const void* memory) {
+#ifdef __GNUC__
+  const auto address = reinterpret_cast<std::uintptr_t>(memory) + 2048;
+  __builtin_prefetch(reinterpret_cast<const void*>(address), 1);  // NOLINT(performance-no-int-to-ptr)
+#endif
+}
 
 /// Correctly rounded square roots. Eigen's own of a vector may be an estimate of 1-2 ulp, which differs between
 /// processors and makes NaN of infinity (the square of a large gradient).
