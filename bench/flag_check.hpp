@@ -2,6 +2,8 @@
 // Do the compiler's flags suit this machine? Eigen's product against what the processor can do in registers.
 #pragma once
 
+#include "peak.hpp"
+
 #include <lora/core/matrix.hpp>
 
 #include <benchmark/benchmark.h>
@@ -28,25 +30,6 @@ double seconds(const Call& call) {
   return static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
 }
 
-/// `rounds` times 12 packets: more chains than latency times ports of any x86-64 core asks for. Returns the flops.
-inline double multiply_add(int rounds) {
-  using Packet = Eigen::internal::packet_traits<float>::type;
-  using Eigen::internal::pmadd, Eigen::internal::pset1;
-  constexpr int lanes = Eigen::internal::packet_traits<float>::size;
-  Packet sums[12];
-  for (auto& sum : sums) sum = pset1<Packet>(1.0F);
-  auto factor = pset1<Packet>(0.5F), term = pset1<Packet>(0.5F);
-  benchmark::DoNotOptimize(factor);
-  benchmark::DoNotOptimize(term);
-  for (int round = 0; round < rounds; ++round) {
-    for (auto& sum : sums) sum = pmadd(sum, factor, term);
-  }
-  auto total = sums[0];  // one value to the outside: the address of `sums` itself would keep them in memory
-  for (int chain = 1; chain < 12; ++chain) total = Eigen::internal::padd(total, sums[chain]);
-  benchmark::DoNotOptimize(total);
-  return 2.0 * rounds * 12 * lanes;
-}
-
 }  // namespace detail
 
 /// The best of some rounds of each, in turns.
@@ -57,7 +40,7 @@ inline FlagCheck check_flags() {
   FlagCheck best;
   for (int round = 0; round < 10; ++round) {
     double flops = 0;
-    double time = detail::seconds([&] { flops = detail::multiply_add(2'000'000); });
+    double time = detail::seconds([&] { flops = multiply_add(2'000'000); });
     best.peak = std::max(best.peak, 1e-9 * flops / time);
     time = detail::seconds([&] { result.noalias() = L * R; });
     benchmark::DoNotOptimize(result.data());

@@ -207,6 +207,7 @@ class Case(NamedTuple):
 
 BASES = ("plain", "packed", "bf16")
 BASE_RATIOS = {f"torch/{base}": ("torch", base) for base in BASES} | {"torch bf16/bf16": ("torch bf16", "bf16")}
+BOUND_RATIOS = {f"{side}/bound": (side, "bound") for side in ("torch", "packed")}  # 1: every multiply-add at the peak
 
 
 def on_bases(what, shape):
@@ -218,14 +219,16 @@ def in_both(calls):
 
 
 def step(run, *shape):
-    yield Case("", in_both(lambda dtype: step_calls(*shape, dtype)), on_bases("step", shape), BASE_RATIOS)
+    ours = on_bases("step", shape) | {"bound": " ".join(map(str, ("bound step", *shape)))}
+    yield Case("", in_both(lambda dtype: step_calls(*shape, dtype)), ours, BASE_RATIOS | BOUND_RATIOS)
 
 
 def products(run, b, n, m, r):
     calls = in_both(lambda dtype: product_calls(b, n, m, dtype))
     for which in ("forward", "backward"):
         theirs = {column: both[which] for column, both in calls.items()}
-        yield Case(which, theirs, on_bases(which, (b, n, m, r)), BASE_RATIOS)
+        ours = on_bases(which, (b, n, m, r)) | {"bound": f"bound forward {b} {n} {m} {r}"}
+        yield Case(which, theirs, ours, BASE_RATIOS | BOUND_RATIOS)
 
 
 def merged(run, *shape):

@@ -16,14 +16,19 @@
 //     pro                                                       sgd, efficient, factored, full: LoRA-Pro's step alone
 //     start                                                     power iterations: the 2r triplets of LoRA-GA
 //     energy                                                    the same; answers with their share of ||G||^2
+//     bound                                                     step, forward: what its flops take at the rate that
+//                                                               multiply-adds in registers have now, on all threads
 //
 // An answer that starts with "error: " says what went wrong. Calls are repeated untimed for 5 ms, once at least, before
 // they are timed.
+#include "../peak.hpp"
+
 #include <lora/lora.hpp>
 
 #include <Eigen/Core>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -190,6 +195,23 @@ double median_seconds(const Call& call, Index repetitions) {
   return (times[times.size() / 2] + times[(times.size() - 1) / 2]) / 2;
 }
 
+/// The time of the flops of a step or a product, if every multiply-add ran as in `bench::multiply_add`.
+double bound_seconds(const std::string& what, const Shape& shape, Index repetitions) {
+  const auto number = [](Index value) { return static_cast<double>(value); };
+  const double product = 2 * number(shape.b) * number(shape.n) * number(shape.m);
+  const double branch = 6 * number(shape.b) * number(shape.r) * number(shape.n + shape.m);
+  if (what != "step" && what != "forward") fail("no bound of " + what);
+  std::atomic<double> flops = 0;  // of all threads, of the last call
+  const auto call = [&] {
+    flops = 0;
+    lora::detail::parallel_for(lora::threads(), 1e9, [&](Index first, Index last) {
+      for (Index i = first; i < last; ++i) flops += bench::multiply_add(500'000);
+    });
+  };
+  const double seconds = median_seconds(call, repetitions);
+  return seconds * (what == "step" ? 2 * product + branch : product) / flops;
+}
+
 class Worker {
  public:
   std::string answer(const std::string& line) {
@@ -209,6 +231,7 @@ class Worker {
     }
     Index repetitions = 0;
     if (!(words >> shape.r >> repetitions) || repetitions < 1) fail("cannot read: " + line);
+    if (what == "bound") return number(bound_seconds(variant, shape, repetitions));
     if (what == "energy") return number(batch_.energy(variant, shape.r));
     Call& call = calls_[line.substr(0, line.rfind(' '))];
     if (!call) call = make(what, variant, shape);
