@@ -175,8 +175,8 @@ int main(int argc, char** argv) {
   }
   root = fs::path{argv[1]};
   std::vector<fs::path> pages{root / "README.md"};
-  for (const char* page :
-       {"examples/README.md", "examples/digits/README.md", "bench/README.md", "tests/golden/README.md"}) {
+  for (const char* page : {"examples/README.md", "examples/digits/README.md", "examples/libtorch/README.md",
+                           "bench/README.md", "tests/golden/README.md"}) {
     if (fs::exists(root / page)) pages.push_back(root / page);
   }
   if (fs::exists(root / "docs")) {

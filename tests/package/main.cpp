@@ -2,6 +2,13 @@
 // What every consumer builds: the one header, and a line with the version.
 #include <lora/lora.hpp>
 
+#ifdef EXPECT_IO
+#include <nlohmann/json.hpp>
+#if __has_include(<lora/io/safetensors.hpp>)
+#include <lora/io/safetensors.hpp>
+#endif
+#endif
+
 #include <cstdio>
 
 #if defined(EXPECT_TUNED) && (!defined(NDEBUG) || !defined(__OPTIMIZE__))
