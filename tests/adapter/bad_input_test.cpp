@@ -76,15 +76,32 @@ TEST_CASE("forward and backward refuse to write over what they read", "[adapter]
   Saved saved;
   auto gradient = layer.zero_gradient();
   CHECK(message_of<ShapeError>([&] { layer.forward(X, X, saved); }) ==
-        "LoraLinear::forward: Y must not lie in X's memory, got the same address");
+        "LoraLinear::forward: Y must not lie in X's memory, got overlapping memory");
   layer.forward(X, Y, saved);
   CHECK(message_of<ShapeError>([&] { layer.backward(dY, saved, gradient, X); }) ==
-        "LoraLinear::backward: dX must not lie in X's or dY's memory, got the same address");
+        "LoraLinear::backward: dX must not lie in X's or dY's memory, got overlapping memory");
   CHECK(message_of<ShapeError>([&] { layer.backward(dY, saved, gradient, dY); }) ==
-        "LoraLinear::backward: dX must not lie in X's or dY's memory, got the same address");
+        "LoraLinear::backward: dX must not lie in X's or dY's memory, got overlapping memory");
   CHECK(X == X_before);
   CHECK(dY == dY_before);
   CHECK(gradient == layer.zero_gradient());
+
+  // Slices of one buffer: refused where they share an element, at another address too, taken where they lie apart.
+  RowMatrix<float> buffer = random_rows<float>(b, 12, random);
+  const auto before = buffer;
+  CHECK(message_of<ShapeError>([&] { layer.forward(buffer.leftCols(4), buffer.middleCols(3, 4), saved); }) ==
+        "LoraLinear::forward: Y must not lie in X's memory, got overlapping memory");
+  CHECK(buffer == before);
+  layer.forward(buffer.leftCols(4), buffer.middleCols(4, 4), saved);
+  CHECK(message_of<ShapeError>([&] { layer.backward(dY, saved, gradient, buffer.middleCols(3, 4)); }) ==
+        "LoraLinear::backward: dX must not lie in X's or dY's memory, got overlapping memory");
+  CHECK(message_of<ShapeError>([&] {
+          layer.backward(buffer.middleCols(4, 4), saved, gradient, buffer.middleCols(7, 4));
+        }) == "LoraLinear::backward: dX must not lie in X's or dY's memory, got overlapping memory");
+  layer.backward(buffer.middleCols(4, 4), saved, gradient, buffer.rightCols(4));
+  auto of_B = layer.zero_gradient();
+  of_B.A.resize(0, r);
+  layer.backward(dY, saved, of_B, buffer.leftCols(4));  // X is not read for B alone
 }
 
 TEST_CASE("backward refuses a saved state without a forward of this layer", "[adapter][errors]") {

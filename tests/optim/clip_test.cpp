@@ -91,6 +91,37 @@ TEST_CASE("views with gaps are clipped without touching the gaps", "[optim]") {
   CHECK(B.border_untouched());
 }
 
+TEMPLATE_TEST_CASE("the dense gradients of a head are clipped jointly with the factors", "[optim]", float, double) {
+  Random random{43};
+  std::array<Factors<TestType>, 2> gradients{random_factors<TestType>(20, 30, 3, random),
+                                             random_factors<TestType>(7, 5, 2, random)};
+  RowMatrix<TestType> head = random_rows<TestType>(30, 10, random);
+  std::vector<TestType> bias(10, TestType(0.25));
+  const auto before = gradients;
+  const RowMatrix<TestType> head_before = head;
+  const double dense_norm = static_cast<double>(wide(head).squaredNorm()) + 10 * 0.0625;
+  const double norm = std::sqrt(exact_norm(gradients) * exact_norm(gradients) + dense_norm);
+  const std::array dense{std::span<TestType>(head.data(), 300), std::span<TestType>(bias)};
+  CHECK(clip_global_norm(gradients, dense, 2 * norm) ==
+        Catch::Approx(norm).epsilon(2 * rounding_bound<double>(elements)));
+  CHECK(same_bits(head, head_before));
+  clip_global_norm(gradients, dense, norm / 8);
+  for (std::size_t i = 0; i < 2; ++i) {
+    CHECK(relative_error(wide(gradients[i].A), Wide(wide(before[i].A) / 8)) < clip_bound<TestType>(elements));
+  }
+  CHECK(relative_error(wide(head), Wide(wide(head_before) / 8)) < clip_bound<TestType>(elements));
+  CHECK(bias[9] == Catch::Approx(0.25 / 8).epsilon(clip_bound<TestType>(elements)));
+
+  std::vector<Factors<TestType>> none;
+  CHECK(clip_global_norm(none, std::array{std::span<TestType>(bias)}, 1) ==
+        Catch::Approx(0.25 / 8 * std::sqrt(10.0)).epsilon(clip_bound<TestType>(elements)));
+  const auto clipped = gradients;
+  bias[3] = std::numeric_limits<TestType>::quiet_NaN();
+  CHECK(message_of<NumericalError>([&] { clip_global_norm(gradients, dense, norm / 100); }) ==
+        "clip_global_norm: dense gradient must be finite, got NaN or infinity");
+  CHECK(gradients == clipped);
+}
+
 TEST_CASE("the norm of a float gradient is right where its squares leave the range of float", "[optim]") {
   for (const float size : {1e-30F, 1e30F}) {
     std::array<Factors<float>, 1> gradients{Factors<float>{ColMatrix<float>::Constant(8, 1, size),  //

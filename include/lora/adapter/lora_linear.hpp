@@ -3,6 +3,9 @@
 #pragma once
 
 #include <lora/adapter/adapter.hpp>
+#include <lora/adapter/adapter_state.hpp>
+#include <lora/adapter/anchor.hpp>
+#include <lora/adapter/lora_config.hpp>
 #include <lora/base/frozen_base.hpp>
 #include <lora/base/owned_base.hpp>
 #include <lora/base/view_base.hpp>
@@ -17,24 +20,14 @@
 
 #include <Eigen/Core>
 
-#include <algorithm>
 #include <cmath>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 namespace lora {
-
-/// Hyper-parameters of a LoRA layer.
-struct LoraConfig {
-  Index rank = 8;                       ///< r, in [1, min(n, m)]
-  double alpha = 16;                    ///< > 0
-  Scaling scaling = Scaling::Standard;  ///< s = alpha / r or alpha / sqrt(r)
-  double dropout = 0;                   ///< p in [0, 1): share of X that the low-rank branch does not see in training
-
-  bool operator==(const LoraConfig&) const = default;
-};
 
 /// A frozen base with trainable factors: Y = X W0 (+ bias) + s (X A) B.
 ///
@@ -55,10 +48,12 @@ class LoraLinear {
  public:
   using Scalar = typename Base::Scalar;
   using Saved = SavedState<Scalar>;
+  using State = LoraState<Scalar>;
 
   /// \throws ConfigError  rank outside [1, min(n, m)]; alpha not positive or not finite; dropout outside [0, 1).
-  LoraLinear(Base base, LoraConfig config)
-      : base_(std::move(base)), config_(config), scale_(checked_scale(base_, config)) {
+  LoraLinear(Base base, LoraConfig config) : base_(std::move(base)), config_(config) {
+    config.check(in_features(), out_features(), "LoraLinear");
+    scale_ = lora::scale(config.alpha, config.rank, config.scaling);
     factors_ = Factors<Scalar>::zero(in_features(), out_features(), config.rank);
     if constexpr (requires { base_.bias(); }) bias_.assign(base_.bias().begin(), base_.bias().end());
   }
@@ -101,8 +96,8 @@ class LoraLinear {
     begin(init(base_, gradient, rank(), scale(), random));
   }
 
-  /// The trainable pair, as a view: values can be written, shapes cannot. The memory stays in place for the layer's
-  /// life. \throws StateError  while merged: the base would keep the old product.
+  /// The trainable pair, as a view: values can be written, shapes cannot. The memory stays in place until a `swap`.
+  /// \throws StateError  while merged: the base would keep the old product.
   FactorsView<Scalar> factors() {
     require_unmerged("factors");
     return factors_;
@@ -120,8 +115,56 @@ class LoraLinear {
   /// A0 and B0 of an offset start; of rank 0 where there is none.
   const Factors<Scalar>& initial_factors() const { return initial_; }
 
+  /// The adapter without the base, as a value; relates to the base as it was given (before `bake`).
+  AdapterState<Scalar> adapter() const { return {config_, scale_, factors_, initial_}; }
+  /// Exchanges the adapter for another one of any rank, in O(1): no factor is copied or searched for NaN. What was
+  /// saved by a forward before does not fit a backward after. \throws StateError  while merged; once baked. \throws
+  /// ConfigError, ShapeError  the other one does not fit the weight.
+  void swap(AdapterState<Scalar>& other) {
+    require_unmerged("swap");
+    require_unbaked("swap");
+    detail::require_adapter(other, in_features(), out_features(), "LoraLinear::swap");
+    std::swap(config_, other.config);
+    std::swap(scale_, other.scale);
+    std::swap(factors_, other.factors);
+    std::swap(initial_, other.initial);
+  }
+  Anchor& anchor() { return anchor_; }  ///< by which an `AdapterSet` notices that the layer was moved
+
   /// A gradient of the right shape, all zeros. `backward` adds to it; `set_zero()` clears it.
   Factors<Scalar> zero_gradient() const { return Factors<Scalar>::zero(in_features(), out_features(), rank()); }
+
+  // ---- state, for checkpoints ----
+
+  /// \throws StateError  while merged.
+  State state() const {
+    require_unmerged("state");
+    return {factors_, initial_, scale_, enabled_, baked_};
+  }
+  /// Goes on from a state of a layer with this base and configuration; where that one was baked, bakes the offset.
+  /// \throws as `prepare`; nothing has changed then.
+  void set_state(const State& state) { commit(prepare(state)); }
+
+  /// A state that fits this layer, to be taken over without a failure: for those who change many layers or none.
+  class Prepared {
+    friend LoraLinear;
+    State state;
+    std::optional<Base> baked;
+  };
+  /// The part of `set_state` that may fail; an offset to bake takes a copy of the base. \throws as `LoraState::check`,
+  /// and StateError  while merged; an offset to be baked into a base that is not owned, or that holds another one.
+  Prepared prepare(const State& state) const;
+  /// The other part. The factors stay where they are in memory.
+  void commit(Prepared&& prepared) noexcept {
+    auto& [state, baked] = prepared;
+    factors_.A = state.factors.A;
+    factors_.B = state.factors.B;
+    initial_ = std::move(state.initial);
+    scale_ = state.scale;
+    enabled_ = state.enabled;
+    if (baked) base_ = std::move(*baked);
+    baked_ = state.baked;
+  }
 
   // ---- scale and switch ----
 
@@ -159,7 +202,7 @@ class LoraLinear {
   // ---- the layer ----
 
   /// Y = X W0 + bias + s (X A) B, without dropout (evaluation, or training at p = 0).
-  /// \throws ShapeError  X not b x n, Y not b x m, or Y in X's place.
+  /// \throws ShapeError  X not b x n, Y not b x m, or overlapping X.
   void forward(const ConstRows<Scalar>& X, Rows<Scalar> Y, Saved& saved) const { run(X, Y, saved, nullptr); }
 
   /// The same in training: the branch sees X with a share p of its elements dropped and the others divided by 1 - p.
@@ -175,7 +218,7 @@ class LoraLinear {
   void backward(const ConstRows<Scalar>& dY, Saved& saved, FactorsView<Scalar> gradient) const {
     run_backward(dY, saved, gradient, nullptr);
   }
-  /// The same, and writes dX (b x n). \throws ShapeError  dX not b x n, or in X's or dY's place.
+  /// The same, and writes dX (b x n). \throws ShapeError  dX not b x n, or overlapping X or dY.
   void backward(const ConstRows<Scalar>& dY, Saved& saved, FactorsView<Scalar> gradient, Rows<Scalar> dX) const {
     run_backward(dY, saved, gradient, &dX);
   }
@@ -244,17 +287,6 @@ class LoraLinear {
  private:
   using Branch = typename Saved::Branch;
 
-  static double checked_scale(const Base& base, const LoraConfig& config) {
-    const Index most = std::min(Index{base.rows()}, Index{base.cols()});
-    detail::require<ConfigError>(config.rank >= 1 && config.rank <= most,
-                                 "LoraLinear: rank must lie in [1, min(n, m)] = [1, ", most, "], got ", config.rank);
-    detail::require<ConfigError>(std::isfinite(config.alpha) && config.alpha > 0,
-                                 "LoraLinear: alpha must be positive and finite, got ", config.alpha);
-    detail::require<ConfigError>(config.dropout >= 0 && config.dropout < 1,
-                                 "LoraLinear: dropout must lie in [0, 1), got ", config.dropout);
-    return lora::scale(config.alpha, config.rank, config.scaling);
-  }
-
   void require_unmerged(const char* function) const {
     detail::require<StateError>(!merged(), "LoraLinear::", function, ": unmerge first, got a merged layer");
   }
@@ -280,8 +312,8 @@ class LoraLinear {
     detail::require<ShapeError>(X.cols() == in_features(), "LoraLinear::forward: X must be b x n = b x ", in_features(),
                                 ", got ", detail::shape(X));
     detail::require_shape(Y, X.rows(), out_features(), "LoraLinear::forward: Y");
-    detail::require<ShapeError>(X.size() == 0 || X.data() != Y.data(),
-                                "LoraLinear::forward: Y must not lie in X's memory, got the same address");
+    detail::require<ShapeError>(!detail::overlap(X, Y),
+                                "LoraLinear::forward: Y must not lie in X's memory, got overlapping memory");
     saved.branch = Branch::NoForward;  // until all is there
     base_.multiply(X, Y);
     if (!bias_.empty()) Y.rowwise() += Eigen::Map<const Eigen::RowVectorX<Scalar>>(bias_.data(), out_features());
@@ -290,8 +322,8 @@ class LoraLinear {
     if (!active()) {
       saved.branch = Branch::Off;
     } else if (random != nullptr && config_.dropout > 0) {
-      draw_mask(saved, *random);
-      add_branch(apply_mask(X, saved), Y, saved);
+      saved.draw_mask(config_.dropout, *random);
+      add_branch(saved.drop(X), Y, saved);
       saved.branch = Branch::Dropped;
     } else {
       add_branch(X, Y, saved);
@@ -313,17 +345,19 @@ class LoraLinear {
                             "LoraLinear::backward: gradient");
     if (dX != nullptr) {
       detail::require_shape(*dX, saved.tokens, in_features(), "LoraLinear::backward: dX");
-      detail::require<ShapeError>(dX->size() == 0 || ((!A_moves || dX->data() != saved.X) && dX->data() != dY.data()),
-                                  "LoraLinear::backward: dX must not lie in X's or dY's memory, got the same address");
+      detail::require<ShapeError>(
+          !detail::overlap(dY, *dX) && !(A_moves && detail::overlap(saved.input(), *dX)),
+          "LoraLinear::backward: dX must not lie in X's or dY's memory, got overlapping memory");
       base_.multiply_transposed(dY, *dX);
     }
     if (saved.branch == Branch::Off) return;
 
     const bool dropped = saved.branch == Branch::Dropped;
     const auto X = saved.input();
-    const auto Q = input_side(dY, saved.scale, saved);
-    if (A_moves) add_product(gradient.A, 1, (dropped ? apply_mask(X, saved) : X).transpose(), Q);
     add_product(gradient.B, 1, saved.P.view().transpose(), dY);
+    if (!A_moves && dX == nullptr) return;
+    const auto Q = input_side(dY, saved.scale, saved);
+    if (A_moves) add_product(gradient.A, 1, (dropped ? saved.drop(X) : X).transpose(), Q);
     if (dX == nullptr) return;
     if (dropped) {
       auto branch = saved.masked.view();
@@ -364,25 +398,34 @@ class LoraLinear {
     return saved;
   }
 
-  void draw_mask(Saved& saved, Random& random) const {
-    const auto kept = static_cast<Scalar>(1 / (1 - config_.dropout));
-    for (Scalar& factor : saved.mask.reshape(saved.tokens, in_features()).template reshaped<Eigen::RowMajor>()) {
-      factor = random.uniform() < config_.dropout ? Scalar{0} : kept;
-    }
-  }
-  static ConstRows<Scalar> apply_mask(const ConstRows<Scalar>& X, Saved& saved) {
-    auto masked = saved.masked.reshape(X.rows(), X.cols());
-    masked = X.cwiseProduct(saved.mask.view());
-    return masked;
-  }
-
   Base base_;
   LoraConfig config_;
-  double scale_;
+  double scale_ = 1;
   Factors<Scalar> factors_, initial_;
   std::vector<Scalar> bias_;
   bool enabled_ = true, baked_ = false;
+  Anchor anchor_;
 };
+
+template <FrozenBase Base>
+auto LoraLinear<Base>::prepare(const State& state) const -> Prepared {
+  require_unmerged("set_state");
+  state.check(in_features(), out_features(), rank(), "LoraLinear::set_state");
+  detail::require<StateError>(
+      !baked_ || (state.baked && state.initial == initial_ && state.scale == scale_),
+      "LoraLinear::set_state: needs the base as it was given, got one with another offset baked into it");
+  Prepared prepared;
+  prepared.state = state;
+  if (!state.baked || baked_) return prepared;
+  if constexpr (requires(Base & base) { base.bake(state.initial, 1.0); }) {
+    prepared.baked = base_;
+    prepared.baked->bake(state.initial, -state.scale);
+  } else {
+    detail::require<StateError>(false, "LoraLinear::set_state: a baked state needs a base that owns its weight, got ",
+                                base_.describe());
+  }
+  return prepared;
+}
 
 // A matrix that outlives the layer is viewed, a temporary one is taken over.
 template <Real Scalar, int Order>

@@ -283,12 +283,13 @@ class MixedLinear {
     for_each_branch(saved, [&](const RowGroups::Group& group, const LowRankBranch<Scalar>& branch, Rows<Scalar> P) {
       auto gradient = gradient_of(gradients, group);
       const auto dY_a = detail::gathered(dY, group, saved.outputs);
+      add_product(gradient.B, 1, P.transpose(), dY_a);
+      if (!A_moves(gradient) && dX == nullptr) return;
       auto Q = saved.Q.reshape(P.rows(), P.cols());
       set_product(Q, branch.scale, dY_a, branch.factors.B.transpose());
       if (A_moves(gradient)) {
         add_product(gradient.A, 1, detail::gathered(saved.input(), group, saved.inputs).transpose(), Q);
       }
-      add_product(gradient.B, 1, P.transpose(), dY_a);
       if (dX == nullptr) return;
       auto dX_a = detail::gathered(*dX, group, saved.inputs);
       add_product(dX_a, 1, Q, branch.factors.A.transpose());

@@ -56,7 +56,7 @@ struct MemoryEstimate {
   Index gradient = 0;           ///< (n + m) r; of B alone m r; of a trained weight n m
   Index optimizer_state = 0;    ///< what a checkpoint must hold; 2 (n + m) r for AdamW
   Index optimizer_scratch = 0;  ///< kept, so that steps allocate nothing
-  Index saved_state = 0;        ///< of one use of the layer: 2 b r, with dropout 2 b n more
+  Index saved_state = 0;        ///< of one use of the layer: 2 b r, with dropout 2 b n more; b r less with B alone
 
   bool operator==(const MemoryEstimate&) const = default;
   Index total() const {
@@ -69,7 +69,8 @@ struct FlopEstimate {
   Index base_forward = 0;     ///< 2 b n m: X W0
   Index base_backward = 0;    ///< 2 b n m: dY W0^T, nothing without dX; of a trained weight 2 b n m more
   Index branch_forward = 0;   ///< 2 b r (n + m), with a carried offset twice that
-  Index branch_backward = 0;  ///< 4 b r (n + m), with a carried offset 2 b r (n + m) more; without dX 2 b r (n + 2 m)
+  Index branch_backward = 0;  ///< 4 b r (n + m), with a carried offset 2 b r (n + m) more; without dX 2 b r (n + 2 m),
+                              ///< of B alone and without dX 2 b r m
   Index optimizer_step = 0;   ///< matrix products, decompositions and the update rule
 
   bool operator==(const FlopEstimate&) const = default;
@@ -161,6 +162,7 @@ Estimate estimate(const LayerShape& shape, const Method& method, const EstimateC
   const bool weight = cost.trains == OptimizerCost::Trains::Weight;
   const double dX = config.input_gradient ? 1 : 0, dA = config.gradient_of_A ? 1 : 0, dW = weight ? 1 : 0;
   const double branch = weight ? 0 : 1, offset = config.offset == OffsetStart::Carried ? 1 : 0;
+  const double Q = dX + dA > 0 ? 1 : 0;  // s dY B^T
   Estimate result;
   auto& bytes = result.bytes;
   bytes.base = whole((config.merged ? 2 : 1) * detail::base_bytes<Scalar>(config.storage, n, m), "bytes of the base");
@@ -169,13 +171,14 @@ Estimate estimate(const LayerShape& shape, const Method& method, const EstimateC
   bytes.gradient = whole(size * (weight ? n * m : (dA * n + m) * r), "bytes of the gradient");
   bytes.optimizer_state = whole(size * cost.state, "bytes of the optimizer's state");
   bytes.optimizer_scratch = whole(size * cost.scratch + sizeof(double) * cost.doubles, "bytes of the optimizer");
-  bytes.saved_state = whole(size * branch * 2 * b * (r + (config.dropout > 0 ? n : 0)), "bytes of the saved state");
+  const double saved = (1 + std::max(Q, offset)) * r + (config.dropout > 0 ? 2 * n : 0);  // an offset lends Q's memory
+  bytes.saved_state = whole(size * branch * b * saved, "bytes of the saved state");
 
   auto& flops = result.flops;
   flops.base_forward = whole(2 * b * n * m, "flops of the base's forward");
   flops.base_backward = whole((dX + dW) * 2 * b * n * m, "flops of the base's backward");
   flops.branch_forward = whole(branch * (1 + offset) * 2 * b * pair, "flops of the branch's forward");
-  const double Q_and_B = 2 * m * r, A = dA * n * r, to_X = dX * (n * r + offset * pair);
+  const double Q_and_B = (Q + 1) * m * r, A = dA * n * r, to_X = dX * (n * r + offset * pair);
   flops.branch_backward = whole(branch * 2 * b * (Q_and_B + A + to_X), "flops of the branch's backward");
   flops.optimizer_step = whole(cost.flops, "flops of the optimizer");
   return result;

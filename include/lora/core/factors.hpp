@@ -3,6 +3,7 @@
 #pragma once
 
 #include <lora/core/error.hpp>
+#include <lora/core/fields.hpp>
 #include <lora/core/finite.hpp>
 #include <lora/core/matrix.hpp>
 #include <lora/core/views.hpp>
@@ -51,6 +52,10 @@ struct Factors {
   }
   friend bool operator==(const Factors& left, const Factors& right) {
     return detail::same_values(left.A, right.A) && detail::same_values(left.B, right.B);
+  }
+  static void fields(auto& self, const auto& visit) {
+    visit("A", self.A);
+    visit("B", self.B);
   }
 };
 

@@ -4,6 +4,7 @@
 
 #include <lora/core/buffer.hpp>
 #include <lora/core/matrix.hpp>
+#include <lora/core/random.hpp>
 #include <lora/core/views.hpp>
 
 namespace lora {
@@ -41,6 +42,20 @@ struct SavedState {
   }
   /// The activations of the forward (b x n), where they are.
   ConstRows<Scalar> input() const { return {X, tokens, in_features, X_stride}; }
+
+  /// Draws the dropout mask of the activations, b n numbers: an element is dropped with probability `dropout`.
+  void draw_mask(double dropout, Random& random) {
+    const auto kept = static_cast<Scalar>(1 / (1 - dropout));
+    for (Scalar& factor : mask.reshape(tokens, in_features).template reshaped<Eigen::RowMajor>()) {
+      factor = random.uniform() < dropout ? Scalar{0} : kept;
+    }
+  }
+  /// The activations through the mask, in `masked`.
+  ConstRows<Scalar> drop(const ConstRows<Scalar>& activations) {
+    auto through = masked.reshape(activations.rows(), activations.cols());
+    through = activations.cwiseProduct(mask.view());
+    return through;
+  }
 };
 
 }  // namespace lora

@@ -13,6 +13,15 @@ enum class Scaling {
   Standard,        ///< s = alpha / r
   RankStabilized,  ///< s = alpha / sqrt(r); files call it `use_rslora`
 };
+constexpr const char* name_of(Scaling scaling) {
+  switch (scaling) {
+    case Scaling::Standard:
+      return "Standard";
+    case Scaling::RankStabilized:
+      return "RankStabilized";
+  }
+  return "unknown";
+}
 
 /// The scale s at rank r.
 /// \throws ConfigError  rank < 1; alpha not positive or not finite.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <lora/core/error.hpp>
+#include <lora/core/fields.hpp>
 #include <lora/optim/update_rule.hpp>
 
 #include <Eigen/Core>
@@ -20,6 +21,8 @@ namespace lora {
 /// in tests/parity). \note The default decay is 0, the custom for adapters; PyTorch's default is 0.01. Which of them
 /// wants A B to shrink? Decay acts on A and B, not on the product.
 struct AdamW {
+  static constexpr const char* name = "AdamW";
+
   double learning_rate = 1e-3;  ///< >= 0
   double beta1 = 0.9;           ///< in [0, 1)
   double beta2 = 0.999;         ///< in [0, 1)
@@ -27,6 +30,13 @@ struct AdamW {
   double weight_decay = 0;      ///< >= 0, decoupled: multiplies the learning rate
 
   bool operator==(const AdamW&) const = default;
+  static void fields(auto& self, const auto& visit) {
+    visit("learning_rate", self.learning_rate);
+    visit("beta1", self.beta1);
+    visit("beta2", self.beta2);
+    visit("epsilon", self.epsilon);
+    visit("weight_decay", self.weight_decay);
+  }
 
   template <Real Scalar>
   struct State {
@@ -35,6 +45,11 @@ struct AdamW {
     friend bool operator==(const State& left, const State& right) {
       return left.steps == right.steps && detail::same_values(left.mean, right.mean) &&
              detail::same_values(left.square, right.square);
+    }
+    static void fields(auto& self, const auto& visit) {
+      visit("mean", self.mean);
+      visit("square", self.square);
+      visit("steps", self.steps);
     }
   };
 

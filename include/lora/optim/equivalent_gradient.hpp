@@ -18,6 +18,19 @@ enum class Freedom {
   Zero,       ///< C = 0: A carries all of it
   ReleasedSymmetric,  ///< as the authors released `Symmetric`: A^T A in the place of its inverse. For comparisons only.
 };
+constexpr const char* name_of(Freedom freedom) {
+  switch (freedom) {
+    case Freedom::Sylvester:
+      return "Sylvester";
+    case Freedom::Symmetric:
+      return "Symmetric";
+    case Freedom::Zero:
+      return "Zero";
+    case Freedom::ReleasedSymmetric:
+      return "ReleasedSymmetric";
+  }
+  return "unknown";
+}
 
 /// For a pair (A, B) and the scale s: from the factor gradients G_A = s G B^T, G_B = s A^T G of any G (n x m) to the H
 /// that minimises || s H_A B + s A H_B - G ||_F,

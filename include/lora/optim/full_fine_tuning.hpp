@@ -3,6 +3,7 @@
 #pragma once
 
 #include <lora/core/error.hpp>
+#include <lora/core/fields.hpp>
 #include <lora/core/finite.hpp>
 #include <lora/core/views.hpp>
 #include <lora/optim/adamw.hpp>
@@ -16,13 +17,22 @@ namespace lora {
 /// Steps any dense matrix (a weight, a bias as one column) by the rule, with its own checks.
 template <class Rule = AdamW>
 struct FullFineTuning {
+  static constexpr const char* name = "FullFineTuning";
   Rule rule{};
+
+  bool operator==(const FullFineTuning&) const = default;
+  static void fields(auto& self, const auto& visit) { visit("rule", self.rule); }
 
   template <Real Scalar>
   struct State {
     typename Rule::template State<Scalar> rule;
     Index rows = 0, cols = 0;  ///< of the weight as it lies in memory, by contiguous columns
     bool operator==(const State&) const = default;
+    static void fields(auto& self, const auto& visit) {
+      visit("rule", self.rule);
+      visit("rows", fixed(self.rows));
+      visit("cols", fixed(self.cols));
+    }
   };
 
   /// The state for `weight`, of either storage order. \throws ConfigError  the rule's hyper-parameters.

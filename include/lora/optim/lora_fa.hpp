@@ -4,6 +4,7 @@
 
 #include <lora/core/error.hpp>
 #include <lora/core/factors.hpp>
+#include <lora/core/fields.hpp>
 #include <lora/core/finite.hpp>
 #include <lora/linalg/gram.hpp>
 #include <lora/linalg/product.hpp>
@@ -24,9 +25,11 @@ namespace lora {
 /// docs/methods/lora_fa.md
 template <class Rule = AdamW>
 struct LoraFa {
+  static constexpr const char* name = "LoraFa";
   Rule rule{};
 
   bool operator==(const LoraFa&) const = default;
+  static void fields(auto& self, const auto& visit) { visit("rule", self.rule); }
 
   template <Real Scalar>
   struct State {
@@ -34,6 +37,12 @@ struct LoraFa {
     Index n = 0, m = 0, r = 0;
     friend bool operator==(const State& left, const State& right) {
       return left.n == right.n && left.m == right.m && left.r == right.r && left.B == right.B;
+    }
+    static void fields(auto& self, const auto& visit) {
+      visit("B", self.B);
+      visit("n", fixed(self.n));
+      visit("m", fixed(self.m));
+      visit("r", fixed(self.r));
     }
 
    private:

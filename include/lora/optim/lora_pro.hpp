@@ -4,10 +4,12 @@
 
 #include <lora/core/error.hpp>
 #include <lora/core/factors.hpp>
+#include <lora/core/fields.hpp>
 #include <lora/linalg/product.hpp>
 #include <lora/optim/adamw.hpp>
 #include <lora/optim/equivalent_gradient.hpp>
 #include <lora/optim/factor_optimizer.hpp>
+#include <lora/optim/lora_pro_state.hpp>
 #include <lora/optim/per_factor.hpp>
 
 #include <Eigen/Core>
@@ -17,7 +19,6 @@
 #include <cstdint>
 #include <limits>
 #include <type_traits>
-#include <vector>
 
 namespace lora {
 
@@ -51,7 +52,8 @@ void add_products(const ConstColumns<Scalar>& left, const ConstColumns<Scalar>& 
 /// rates of the factors (LoRA+) would correct twice, and does not compile.
 /// \see docs/methods/lora_pro.md
 struct LoraPro {
-  enum class Mode { Sgd, Efficient, Full, Factored };
+  static constexpr const char* name = "LoraPro";
+  using Mode = LoraProMode;
   /// Whose faults to reproduce, for comparisons. `Peta`: the authors' peta/optim.py adds 1e-8, absolute, to A^T A and
   /// B B^T where it inverts them. `DeepSpeed`: their patched DeepSpeed also counts steps from 2, so that its first
   /// update is 0.744 of Adam's (and has s = 2 written into it: pass that scale). See also
@@ -71,8 +73,32 @@ struct LoraPro {
 
   bool operator==(const LoraPro&) const = default;
 
+  static void fields(auto& self, const auto& visit) {
+    visit("learning_rate", self.learning_rate);
+    visit("mode", self.mode);
+    visit("freedom", self.freedom);
+    visit("beta1", self.beta1);
+    visit("beta2", self.beta2);
+    visit("epsilon", self.epsilon);
+    visit("weight_decay", self.weight_decay);
+    visit("damping", self.damping);
+    visit("trust", self.trust);
+    visit("compat", self.compat);
+  }
+  friend constexpr const char* name_of(Compat value) {
+    switch (value) {
+      case Compat::None:
+        return "None";
+      case Compat::Peta:
+        return "Peta";
+      case Compat::DeepSpeed:
+        return "DeepSpeed";
+    }
+    return "unknown";
+  }
+
   template <Real Scalar>
-  struct State;
+  using State = LoraProState<Scalar>;
 
   void check() const {
     adam().check();
@@ -113,55 +139,6 @@ struct LoraPro {
   void factored_direction(State<Scalar>& state, const FactorsView<Scalar>& factors, double scale) const;
   template <Real Scalar>
   void descend(State<Scalar>& state, const FactorsView<Scalar>& factors, double rate) const;
-};
-
-/// What LoRA-Pro remembers between steps. The fields of other modes stay empty.
-template <Real Scalar>
-struct LoraPro::State {
-  Index n = 0, m = 0, r = 0;
-  Mode mode = Mode::Factored;
-  std::int64_t steps = 0;
-  detail::PairState<AdamW, Scalar> pair;               ///< Efficient: of H
-  std::vector<AdamW::State<Scalar>> blocks;            ///< Full: of Gt, by blocks of 48 columns
-  Factors<Scalar> momentum, previous;                  ///< Factored: s (M_A Bo + Ao M_B), and its (Ao, Bo)
-  Eigen::VectorX<Scalar> row_squares, column_squares;  ///< Factored: R (n) and K (m), not corrected
-
-  friend bool operator==(const State& left, const State& right) {
-    return left.n == right.n && left.m == right.m && left.r == right.r && left.mode == right.mode &&
-           left.steps == right.steps && left.pair == right.pair && left.blocks == right.blocks &&
-           left.momentum == right.momentum && left.previous == right.previous &&
-           detail::same_values(left.row_squares, right.row_squares) &&
-           detail::same_values(left.column_squares, right.column_squares);
-  }
-
- private:
-  friend LoraPro;
-  static constexpr Index block_width = 48;
-
-  /// The r x r matrices that stand beside M_A, Ao, Bo and M_B where the momentum is seen from (A, B), with weights D:
-  /// Bo D B^T, M_B D B^T, A^T D M_A and A^T D Ao; after `see` those in H. S and work are scratch.
-  struct Seen {
-    Eigen::MatrixXd MA, Ao, Bo, MB, S, work;
-  };
-  const typename EquivalentGradient<Scalar>::Coefficients& see(double weight, double scale, Freedom choice);
-
-  /// Small matrices as factors of products: where they stand on the right, by rows.
-  const ColMatrix<Scalar>& left(const Eigen::MatrixXd& small) { return left_ = small.template cast<Scalar>(); }
-  const RowMatrix<Scalar>& right(const Eigen::MatrixXd& small) { return right_ = small.template cast<Scalar>(); }
-  template <class Left, class Right>
-  const ColMatrix<Scalar>& inner(const Left& L, const Right& R) {
-    left_.resize(r, r);
-    set_product(left_, 1, L, R);
-    return left_;
-  }
-
-  // Scratch, not state: nothing in it outlives a step.
-  EquivalentGradient<Scalar> nearest_;
-  Factors<Scalar> H_, gradient_;
-  ColMatrix<Scalar> block_, tall_, left_;
-  RowMatrix<Scalar> wide_, right_;
-  Eigen::VectorX<Scalar> row_weights_, column_weights_;
-  Seen seen_;
 };
 
 // ---- the steps, in the order of the formulas ------------------------------------------------------------------------
@@ -328,27 +305,6 @@ void LoraPro::squares(State<Scalar>& state, const FactorsView<Scalar>& factors, 
   columns = columns.cwiseMax(Scalar{0});
   detail::blend<Scalar>(state.row_squares, beta2, rows, 1 - beta2);
   detail::blend<Scalar>(state.column_squares, beta2, columns, 1 - beta2);
-}
-
-/// With G_A = w (M_A (Bo D B^T) + Ao (M_B D B^T)), and G_B alike, H is a sum of products with the same tall and wide
-/// matrices: neither G_A nor G_B nor G_B B^T is multiplied out.
-template <Real Scalar>
-auto LoraPro::State<Scalar>::see(double weight, double scale, Freedom choice) -> const
-    typename EquivalentGradient<Scalar>::Coefficients& {
-  seen_.S.resize(r, r);
-  seen_.work.resize(r, r);
-  set_product(seen_.S, weight, seen_.Bo, seen_.MA);
-  add_product(seen_.S, weight, seen_.MB, seen_.Ao);
-  const auto& coefficients = nearest_.coefficients(seen_.S, scale, choice);
-  const auto multiply = [&](Eigen::MatrixXd& to, const Eigen::MatrixXd& L, const Eigen::MatrixXd& R) {
-    set_product(seen_.work, weight, L, R);
-    to.swap(seen_.work);
-  };
-  multiply(seen_.MA, seen_.MA, coefficients.M);
-  multiply(seen_.Ao, seen_.Ao, coefficients.M);
-  multiply(seen_.Bo, coefficients.W, seen_.Bo);
-  multiply(seen_.MB, coefficients.W, seen_.MB);
-  return coefficients;
 }
 
 /// The momentum s (M_A Bo + Ao M_B), seen from the new factors as a gradient and projected on what they can do; then H

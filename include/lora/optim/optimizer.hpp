@@ -3,6 +3,7 @@
 #pragma once
 
 #include <lora/core/factors.hpp>
+#include <lora/core/fields.hpp>
 #include <lora/optim/factor_optimizer.hpp>
 
 #include <concepts>
@@ -60,6 +61,12 @@ class Optimizer {
  private:
   Optimizer(Method method, const ConstFactorsView<Scalar>& factors)
       : Optimizer(std::move(method), factors.in_features(), factors.out_features(), factors.rank()) {}
+
+  friend Fields;
+  static void fields(auto& self, const auto& visit) {
+    visit("method", fixed(self.method_));
+    visit("state", self.state_);
+  }
 
   Method method_;
   State state_;

@@ -4,6 +4,7 @@
 
 #include <lora/core/error.hpp>
 #include <lora/core/factors.hpp>
+#include <lora/core/fields.hpp>
 #include <lora/optim/adamw.hpp>
 #include <lora/optim/factor_optimizer.hpp>
 #include <lora/optim/update_rule.hpp>
@@ -22,6 +23,13 @@ struct PairState {
   typename Rule::template State<Scalar> B;  ///< for B^T, the columns of which are B's rows
   Index n = 0, m = 0, r = 0;
   bool operator==(const PairState&) const = default;
+  static void fields(auto& self, const auto& visit) {
+    visit("A", self.A);
+    visit("B", self.B);
+    visit("n", fixed(self.n));
+    visit("m", fixed(self.m));
+    visit("r", fixed(self.r));
+  }
 };
 
 template <Real Scalar, class Rule>
@@ -49,9 +57,11 @@ void step_pair(const Rule& rule, double ratio, PairState<Rule, Scalar>& state, c
 /// Plain LoRA: both factors by the same rule at the same learning rate.
 template <class Rule = AdamW>
 struct PerFactor {
+  static constexpr const char* name = "PerFactor";
   Rule rule{};
 
   bool operator==(const PerFactor&) const = default;
+  static void fields(auto& self, const auto& visit) { visit("rule", self.rule); }
 
   template <Real Scalar>
   using State = detail::PairState<Rule, Scalar>;
@@ -80,10 +90,15 @@ struct LoraPlus {
   static_assert(UpdateRule<Rule, float>,
                 "lora: LoRA+ needs an update rule of one matrix; an optimizer of the pair (LoRA-Pro) balances A and B "
                 "itself, and a ratio would correct twice");
+  static constexpr const char* name = "LoraPlus";
   Rule rule{};
   double ratio = 16;  ///< lambda; the paper's 16, > 1 in its theory
 
   bool operator==(const LoraPlus&) const = default;
+  static void fields(auto& self, const auto& visit) {
+    visit("rule", self.rule);
+    visit("ratio", self.ratio);
+  }
 
   template <Real Scalar>
   using State = detail::PairState<Rule, Scalar>;

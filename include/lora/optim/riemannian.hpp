@@ -4,6 +4,7 @@
 
 #include <lora/core/error.hpp>
 #include <lora/core/factors.hpp>
+#include <lora/core/fields.hpp>
 #include <lora/linalg/gram.hpp>
 #include <lora/linalg/product.hpp>
 #include <lora/optim/adamw.hpp>
@@ -23,15 +24,21 @@ namespace lora {
 /// \see docs/methods/riemannian.md
 template <class Rule = AdamW>
 struct Riemannian {
+  static constexpr const char* name = "Riemannian";
   Rule rule{};
   double rho = 1e-2;  ///< > 0, absolute: where factors are smaller than its root, it leads
 
   bool operator==(const Riemannian&) const = default;
+  static void fields(auto& self, const auto& visit) {
+    visit("rule", self.rule);
+    visit("rho", self.rho);
+  }
 
   template <Real Scalar>
   struct State {
     detail::PairState<Rule, Scalar> pair;
     friend bool operator==(const State& left, const State& right) { return left.pair == right.pair; }
+    static void fields(auto& self, const auto& visit) { visit("pair", self.pair); }
 
    private:
     friend Riemannian;

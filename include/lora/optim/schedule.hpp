@@ -3,6 +3,7 @@
 #pragma once
 
 #include <lora/core/error.hpp>
+#include <lora/core/fields.hpp>
 #include <lora/core/matrix.hpp>
 
 #include <cmath>
@@ -17,6 +18,7 @@ namespace lora {
 /// `Schedule{}` is constant 1.
 /// \note Hugging Face's warm-up starts at 0 and spends its first step on a rate of zero; ours does not.
 struct Schedule {
+  static constexpr const char* name = "Schedule";
   enum class Tail { Constant, Linear, Cosine };
 
   Index warmup_steps = 0;  ///< >= 0
@@ -25,6 +27,23 @@ struct Schedule {
   double last = 0;  ///< in [0, 1], where Linear and Cosine end
 
   bool operator==(const Schedule&) const = default;
+  static void fields(auto& self, const auto& visit) {
+    visit("warmup_steps", self.warmup_steps);
+    visit("total_steps", self.total_steps);
+    visit("tail", self.tail);
+    visit("last", self.last);
+  }
+  friend constexpr const char* name_of(Tail value) {
+    switch (value) {
+      case Tail::Constant:
+        return "Constant";
+      case Tail::Linear:
+        return "Linear";
+      case Tail::Cosine:
+        return "Cosine";
+    }
+    return "unknown";
+  }
 
   /// \throws ConfigError  a field out of range, or step < 0.
   double operator()(Index step) const {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <lora/core/error.hpp>
+#include <lora/core/fields.hpp>
 #include <lora/optim/update_rule.hpp>
 
 #include <Eigen/Core>
@@ -17,6 +18,7 @@ namespace lora {
 ///
 /// State: as many scalars as the parameter with momentum, none without. PyTorch's `torch.optim.SGD` at dampening 0.
 struct Sgd {
+  static constexpr const char* name = "Sgd";
   enum class Momentum { Heavy, Nesterov };
 
   double learning_rate = 1e-2;  ///< >= 0
@@ -25,6 +27,21 @@ struct Sgd {
   double weight_decay = 0;  ///< >= 0; an L2 term in the gradient, so it passes through the momentum
 
   bool operator==(const Sgd&) const = default;
+  static void fields(auto& self, const auto& visit) {
+    visit("learning_rate", self.learning_rate);
+    visit("momentum", self.momentum);
+    visit("kind", self.kind);
+    visit("weight_decay", self.weight_decay);
+  }
+  friend constexpr const char* name_of(Momentum value) {
+    switch (value) {
+      case Momentum::Heavy:
+        return "Heavy";
+      case Momentum::Nesterov:
+        return "Nesterov";
+    }
+    return "unknown";
+  }
 
   template <Real Scalar>
   struct State {
@@ -32,6 +49,10 @@ struct Sgd {
     std::int64_t steps = 0;
     friend bool operator==(const State& left, const State& right) {
       return left.steps == right.steps && detail::same_values(left.velocity, right.velocity);
+    }
+    static void fields(auto& self, const auto& visit) {
+      visit("velocity", self.velocity);
+      visit("steps", self.steps);
     }
   };
 
