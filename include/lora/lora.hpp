@@ -6,6 +6,7 @@
 #include <lora/core/buffer.hpp>
 #include <lora/core/error.hpp>
 #include <lora/core/factors.hpp>
+#include <lora/core/fields.hpp>
 #include <lora/core/finite.hpp>
 #include <lora/core/matrix.hpp>
 #include <lora/core/random.hpp>
@@ -25,8 +26,10 @@
 // linalg: matrices known by their products
 #include <lora/linalg/batch_gradient.hpp>
 #include <lora/linalg/dense.hpp>
+#include <lora/linalg/difference_operator.hpp>
 #include <lora/linalg/gram.hpp>
 #include <lora/linalg/linear_operator.hpp>
+#include <lora/linalg/low_rank_product.hpp>
 #include <lora/linalg/product.hpp>
 #include <lora/linalg/skinny_product.hpp>
 #include <lora/linalg/thin_qr.hpp>
@@ -62,6 +65,7 @@
 #include <lora/optim/lanes.hpp>
 #include <lora/optim/lora_fa.hpp>
 #include <lora/optim/lora_pro.hpp>
+#include <lora/optim/lora_pro_state.hpp>
 #include <lora/optim/optimizer.hpp>
 #include <lora/optim/per_factor.hpp>
 #include <lora/optim/riemannian.hpp>
@@ -72,11 +76,26 @@
 
 // adapter: layers with factors
 #include <lora/adapter/adapter.hpp>
+#include <lora/adapter/adapter_state.hpp>
+#include <lora/adapter/anchor.hpp>
+#include <lora/adapter/lora_config.hpp>
 #include <lora/adapter/lora_linear.hpp>
 #include <lora/adapter/mixed_batch.hpp>
 #include <lora/adapter/row_groups.hpp>
 
+// model: the adapters of many layers
+#include <lora/model/adapter_set.hpp>
+#include <lora/model/combine.hpp>
+#include <lora/model/extract.hpp>
+#include <lora/model/layer_handle.hpp>
+#include <lora/model/model_adapter.hpp>
+#include <lora/model/model_optimizer.hpp>
+#include <lora/model/name_pattern.hpp>
+#include <lora/model/table.hpp>
+#include <lora/model/targets.hpp>
+
 // analysis: looks at all, used by none
 #include <lora/analysis/alignment.hpp>
 #include <lora/analysis/estimate.hpp>
+#include <lora/analysis/model_estimate.hpp>
 #include <lora/analysis/optimizer_cost.hpp>
