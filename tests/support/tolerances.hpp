@@ -148,4 +148,30 @@ inline constexpr double alignment_bound = sizeof(Scalar) == 4 ? 1e-6 : 1e-14;
 template <Real Scalar>
 inline constexpr double full_rank_share = sizeof(Scalar) == 4 ? 1e-2 : 1e-10;
 
+// ---- files
+
+/// What an adapter from a file adds to a weight, relative in norm, against the same in double: the factors are stored
+/// in float, a folded scale rounds them once more. Rounding has given below 1e-7.
+inline constexpr double stored_adapter = 1e-6;
+
+/// The same for PiSSA and LoRA-GA against the change of the weights that PEFT keeps, in float: W0 - s A0 B0 + s A B, of
+/// which the change is about a half.
+inline constexpr double converted_adapter = 1e-5;
+
+// ---- whole models
+
+/// Logits of the small transformers, relative in norm, against transformers and PEFT in float, and with an adapter
+/// that was saved and loaded: the bar that the project set.
+inline constexpr double model_logits = 1e-5;
+
+/// By how much an adapter must change them, so that such a comparison shows something.
+inline constexpr double adapter_effect = 0.05;
+
+/// Gradients of factors through a whole model, along unit directions, relative in norm: the fifth derivative of a
+/// stack of softmax and norms is far larger than that of one layer.
+inline constexpr double model_gradient = 1e-7;
+
+/// What 30 steps leave of the loss.
+inline constexpr double model_learnt = 0.5;
+
 }  // namespace lora::test
