@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: MIT
+# Files that our tests write, opened by the real PEFT and by the Python package gguf.
+# Arguments: PYTHON (may be empty), HERE (this folder), FOLDER (to fill), TESTS (the program).
+include(${CMAKE_CURRENT_LIST_DIR}/../support/live_python.cmake)
+
+execute_process(COMMAND ${PYTHON} -c "import torch, peft, transformers, safetensors" RESULT_VARIABLE failed
+  ERROR_VARIABLE reason)
+if(failed)
+  message([[
+**********************************************************************
+** SKIPPED: adapters that we wrote, opened by the real PEFT.
+** To run it, name a Python that has torch, peft and transformers:
+**   LORA_PARITY_PYTHON=/path/to/venv/bin/python ctest -R io.live
+**********************************************************************]])
+  message("${PYTHON}: ${reason}")
+else()
+  file(REMOVE_RECURSE ${FOLDER})
+  file(MAKE_DIRECTORY ${FOLDER})
+  set(ENV{LORA_PEFT_LIVE} ${FOLDER})
+  execute_process(COMMAND ${TESTS} "[.live]" COMMAND_ERROR_IS_FATAL ANY)
+  execute_process(COMMAND ${PYTHON} ${HERE}/peft_check.py ${FOLDER} COMMAND_ERROR_IS_FATAL ANY)
+endif()
+execute_process(COMMAND ${PYTHON} ${HERE}/gguf_check.py --tests ${TESTS} COMMAND_ERROR_IS_FATAL ANY)
