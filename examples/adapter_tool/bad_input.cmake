@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: MIT
+# Wrong command lines end with 2 and bad files with 3, each with a message that names the fault and leaves no file.
+include(${CMAKE_CURRENT_LIST_DIR}/run.cmake)
+
+function(refused status message)
+  file(GLOB_RECURSE before ${FOLDER}/* ${FOLDER}/.*)
+  run(${status} ${ARGN})
+  string(FIND "${printed}" "${message}" position)
+  list(JOIN ARGN " " arguments)
+  if(position EQUAL -1)
+    message(FATAL_ERROR "adapter_tool ${arguments}\nexpected '${message}', got:\n${printed}")
+  endif()
+  if(NOT status EQUAL 2 AND NOT printed MATCHES "^adapter_tool: [^\n]*\n$")
+    message(FATAL_ERROR "adapter_tool ${arguments}\nexpected one line, got:\n${printed}")
+  endif()
+  file(GLOB_RECURSE after ${FOLDER}/* ${FOLDER}/.*)
+  if(NOT after STREQUAL before)
+    message(FATAL_ERROR "adapter_tool ${arguments}\nmust leave no file, got\n${after}\nafter\n${before}")
+  endif()
+endfunction()
+
+refused(2 "A subcommand is required")
+refused(2 "ADAPTER is required" inspect)
+refused(2 "The following argument was not expected" inspect llama_adapter gpt2_adapter)
+refused(2 "--type: q4_0 not in {f32,f16,bf16}" convert llama_adapter out --type q4_0)
+refused(2 "--base excludes --config" convert llama_adapter out.gguf --base a --config b)
+refused(2 "--base or --config must be given" convert llama_adapter out.gguf)
+refused(2 "--portable: goes with a PEFT directory" convert llama_adapter out.gguf --portable --config llama)
+refused(2 "--type: must be f32 or f16 for a GGUF file" convert llama_adapter out.gguf --type bf16 --config llama)
+refused(2 "--base or --config must be given" convert ${ADAPTERS}/gguf/adapter.gguf out)
+refused(2 "--rank or --energy must be given" extract llama/model.safetensors llama_merged.safetensors out)
+refused(2 "--energy: Value 2 not in range" extract llama/model.safetensors llama_merged.safetensors out --energy 2)
+refused(2 "--scale: must be finite" merge llama_adapter llama/model.safetensors out.safetensors --scale inf)
+
+refused(3 "nowhere: must exist, got No such file or directory" inspect nowhere)
+refused(3 "llama/adapter_config.json: must open for reading, got No such file or directory" check llama)
+refused(3 "must be the directory of a PEFT adapter or an adapter GGUF" inspect llama/model.safetensors)
+refused(3 "fields.gguf: key \"general.type\" must be string, got no such key" inspect ${ADAPTERS}/gguf/fields.gguf)
+refused(3 "a module of the gpt2 architecture must be" convert llama_adapter out.gguf --config gpt2)
+refused(3 "\"general.architecture\" must be \"gpt2\", got \"llama\"" convert ${ADAPTERS}/gguf/adapter.gguf out
+  --config gpt2)
+refused(3 "needs a directory that opens" merge gpt2_adapter gpt2/model.safetensors nowhere/out.safetensors)
+refused(3 "must be new or a regular file, got a directory" merge gpt2_adapter gpt2/model.safetensors llama)
+refused(3 "must be a directory or be made one" convert gpt2_adapter llama/model.safetensors)
+refused(3 "down_proj: values must fit F16" merge llama_adapter llama/model.safetensors out.safetensors --scale 1e5)
+refused(3 "must be finite when merged" merge llama_adapter llama/model.safetensors out.safetensors --scale 1e300)
+
+refused(1 "every module must have its weight, got 0 matched, 0 missing, 6 unexpected, 0 of a wrong shape; unexpected: "
+  merge llama_adapter gpt2/model.safetensors out.safetensors)
+refused(1 "both models must have the same tensors" extract llama/model.safetensors gpt2/model.safetensors out --rank 1)
+refused(1 "--target: v_proj must name a weight of the model"
+  extract llama/model.safetensors llama_merged.safetensors out --rank 1 --target q_proj,v_proj)
+refused(1 "a weight of a linear layer must differ" extract llama/model.safetensors llama/model.safetensors out --rank 1)
+
+# Configs of a base.
+foreach(config "[]|must be a JSON object" "{|must be a JSON object" "{}|model_type must be"
+    "{\"model_type\": 3}|model_type must be"
+    "{\"model_type\": \"bert\"}|model_type must be \"llama\" or \"gpt2\", got \"bert\""
+    "{\"model_type\": \"llama\"}|num_attention_heads must be"
+    "{\"model_type\": \"llama\", \"num_attention_heads\": -1}|num_attention_heads must be"
+    "{\"model_type\": \"llama\", \"num_attention_heads\": 5}|for each of 5 heads"
+    "{\"model_type\": \"gpt2\", \"tie_word_embeddings\": 1}|tie_word_embeddings must be true or false")
+  string(FIND "${config}" "|" middle)
+  string(SUBSTRING "${config}" 0 ${middle} text)
+  math(EXPR middle "${middle} + 1")
+  string(SUBSTRING "${config}" ${middle} -1 message)
+  file(WRITE ${FOLDER}/broken/config.json "${text}")
+  refused(3 "${message}" convert llama_adapter out.gguf --config broken)
+endforeach()
+
+# Files that end too early; the library's own tests do this at every byte.
+file(COPY ${ADAPTERS}/gguf/adapter.gguf DESTINATION ${FOLDER})
+file(COPY ${FOLDER}/gpt2_adapter DESTINATION ${FOLDER}/broken)
+foreach(size 0 3 7 100 700)
+  execute_process(COMMAND head -c ${size} ${ADAPTERS}/gguf/adapter.gguf OUTPUT_FILE ${FOLDER}/short.gguf)
+  execute_process(COMMAND head -c ${size} ${FOLDER}/gpt2/model.safetensors OUTPUT_FILE ${FOLDER}/short.safetensors)
+  execute_process(COMMAND head -c ${size} ${FOLDER}/gpt2_adapter/adapter_model.safetensors
+    OUTPUT_FILE ${FOLDER}/broken/gpt2_adapter/adapter_model.safetensors)
+  refused(3 "short.gguf: " inspect short.gguf)
+  refused(3 "short.safetensors: " merge gpt2_adapter short.safetensors out.safetensors)
+  refused(3 "adapter_model.safetensors: " convert broken/gpt2_adapter out)
+endforeach()
+
+if(EXISTS /dev/full)
+  execute_process(COMMAND ${PROGRAM} inspect llama_adapter WORKING_DIRECTORY ${FOLDER} OUTPUT_FILE /dev/full
+    ERROR_VARIABLE printed RESULT_VARIABLE status)
+  if(NOT status EQUAL 3 OR NOT printed MATCHES "standard output: must take the report")
+    message(FATAL_ERROR "expected a report of the full disk, got ${status} and:\n${printed}")
+  endif()
+endif()
