@@ -1,12 +1,7 @@
 # SPDX-License-Identifier: MIT
 # Makes fresh golden data with the installed PyTorch and PEFT, then runs the parity tests on it.
 # Arguments: PYTHON (may be empty), SCRIPT, DATA (folder to fill), TESTS (the program).
-if(NOT PYTHON)
-  set(PYTHON "$ENV{LORA_PARITY_PYTHON}")
-endif()
-if(NOT PYTHON)
-  set(PYTHON python3)
-endif()
+include(${CMAKE_CURRENT_LIST_DIR}/../support/live_python.cmake)
 
 execute_process(COMMAND ${PYTHON} -c "import torch, peft; print('torch', torch.__version__, 'peft', peft.__version__)"
   RESULT_VARIABLE failed OUTPUT_VARIABLE versions ERROR_VARIABLE reason)
