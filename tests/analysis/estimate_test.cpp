@@ -330,8 +330,8 @@ TEMPLATE_TEST_CASE("a trained weight takes itself, its gradient and what its opt
     });
     heap.bytes -= list_bytes(counted->state().method);
     const auto inside = estimate<Scalar>(shape, InWeightSpace{method}).bytes;
-    CHECK(inside.optimizer_state ==
-          bytes_of(counted->factors()) + bytes_of(counted->initial_factors()) + bytes_of_state(counted->state().method));
+    CHECK(inside.optimizer_state == bytes_of(counted->factors()) + bytes_of(counted->initial_factors()) +
+                                        bytes_of_state(counted->state().method));
     CHECK(inside.factors + inside.initial_factors + inside.saved_state + inside.base == 0);
     CHECK(inside.gradient == bytes_of(G));
     check_heap(heap, inside.optimizer_state + inside.optimizer_scratch);
