@@ -148,8 +148,8 @@ class LoraLinear {
   /// A state that fits this layer, to be taken over without a failure: for those who change many layers or none.
   class Prepared {
     friend LoraLinear;
-    State state;
-    std::optional<Base> baked;
+    State state_;
+    std::optional<Base> baked_;
   };
   /// The part of `set_state` that may fail; an offset to bake takes a copy of the base. \throws as `LoraState::check`,
   /// and StateError  while merged; an offset to be baked into a base that is not owned, or that holds another one.
@@ -415,11 +415,11 @@ auto LoraLinear<Base>::prepare(const State& state) const -> Prepared {
       !baked_ || (state.baked && state.initial == initial_ && state.scale == scale_),
       "LoraLinear::set_state: needs the base as it was given, got one with another offset baked into it");
   Prepared prepared;
-  prepared.state = state;
+  prepared.state_ = state;
   if (!state.baked || baked_) return prepared;
   if constexpr (requires(Base & base) { base.bake(state.initial, 1.0); }) {
-    prepared.baked = base_;
-    prepared.baked->bake(state.initial, -state.scale);
+    prepared.baked_ = base_;
+    prepared.baked_->bake(state.initial, -state.scale);
   } else {
     detail::require<StateError>(false, "LoraLinear::set_state: a baked state needs a base that owns its weight, got ",
                                 base_.describe());

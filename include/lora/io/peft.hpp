@@ -365,7 +365,7 @@ void save(const std::filesystem::path& directory, const Adapter<Scalar>& adapter
     detail::require<NumericalError>(std::isfinite(module.scale), place, ": scale must be finite, got ", module.scale);
     detail::require_finite(ConstFactorsView<Scalar>(module.factors), place, ": factor");
     const auto add = [&](const std::string& half, const auto& view, Index rows, Index cols) {
-      const std::string key = std::string(detail::peft_prefix) + name + half;
+      const std::string key = std::string(detail::peft_prefix).append(name).append(half);
       const auto& bytes = memory[key] = safetensors::encode(view, type, safetensors::Layout::Transposed, place + half);
       const safetensors::Shape shape{static_cast<std::uint64_t>(rows), static_cast<std::uint64_t>(cols)};
       tensors.emplace(key, safetensors::Tensor{type, shape, bytes});

@@ -195,14 +195,14 @@ inline std::string file_header(const safetensors::Tensors& tensors, const safete
     require<FormatError>(size == tensor.bytes.size(), where, ": must hold ", size, " bytes for shape ",
                          shape_text(tensor.shape), " of ", type_name(tensor.type), ", got ", tensor.bytes.size());
     begin_item();
-    text += json_string(name) + ":{\"dtype\":\"";
+    text += json_string(name) + R"(:{"dtype":")";
     text += safetensors::type_name(tensor.type);
-    text += "\",\"shape\":[";
+    text += R"(","shape":[)";
     for (std::size_t i = 0; i < tensor.shape.size(); ++i) {
       if (i > 0) text += ',';
       append(text, tensor.shape[i]);
     }
-    text += "],\"data_offsets\":[";
+    text += R"(],"data_offsets":[)";
     append(text, offset);
     text += ',';
     append(text, offset += size);

@@ -56,8 +56,8 @@ class AdapterSet {
     adapters_.push_back(std::make_unique<Named>(Named{std::move(adapter), {}}));
     active_ = adapters_.front().get();
   }
-  AdapterSet(AdapterSet&&) = default;
-  AdapterSet& operator=(AdapterSet&&) = default;
+  AdapterSet(AdapterSet&&) noexcept = default;
+  AdapterSet& operator=(AdapterSet&&) noexcept = default;
 
   // ---- layers ----
 
