@@ -389,7 +389,8 @@ TEST_CASE("the writer refuses what the reader would", "[io][gguf]") {
 TEST_CASE("a file cut anywhere before the end of its data is refused, with little memory", "[io][gguf]") {
   const auto name = GENERATE("fields.gguf", "adapter.gguf");
   const auto whole = io::read_file(gguf_data(name));
-  const auto& last = Contents::parse(whole).tensors().back();
+  const auto contents = Contents::parse(whole);
+  const auto& last = contents.tensors().back();
   const auto end = static_cast<std::size_t>(last.bytes.data() + last.bytes.size() - whole.data());
   long peak = 0;
   for (std::size_t size = 0; size < end; ++size) {
