@@ -204,7 +204,7 @@ double bound_seconds(const std::string& what, const Shape& shape, Index repetiti
   std::atomic<double> flops = 0;  // of all threads, of the last call
   const auto call = [&] {
     flops = 0;
-    lora::detail::parallel_for(lora::threads(), 1e9, [&](Index first, Index last) {
+    lora::parallel_for(lora::threads(), 1e9, [&](Index first, Index last) {
       for (Index i = first; i < last; ++i) flops += bench::multiply_add(500'000);
     });
   };

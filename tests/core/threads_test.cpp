@@ -69,7 +69,7 @@ TEST_CASE("the parts of a loop cover it once, however many threads there are", "
     for (const Index size : {0, 1, 2, 7, 100}) {
       std::vector<std::atomic<int>> visits(static_cast<std::size_t>(size));
       std::atomic<int> calls{0};
-      detail::parallel_for(size, 1e9, [&](Index first, Index last) {
+      parallel_for(size, 1e9, [&](Index first, Index last) {
         ++calls;
         for (Index i = first; i < last; ++i) ++visits[static_cast<std::size_t>(i)];
       });
@@ -77,7 +77,7 @@ TEST_CASE("the parts of a loop cover it once, however many threads there are", "
       CHECK(calls == std::min<Index>(count, size));
     }
     std::atomic<int> calls{0};
-    detail::parallel_for(100, 1.0, [&](Index, Index) { ++calls; });
+    parallel_for(100, 1.0, [&](Index, Index) { ++calls; });
     CHECK(calls == 1);  // too little work to wake anybody
   }
 }

@@ -45,11 +45,10 @@ inline void set_threads(int count) {
   detail::thread_setting().store(count, std::memory_order_relaxed);
 }
 
-namespace detail {
-
 /// Calls `work(first, last)` for contiguous parts of [0, count), one part a thread; in the calling thread alone where
 /// fewer than `least_flops` would not pay for waking the others, or inside a parallel region of the caller's. `work`
-/// must not throw. The parts depend on `count` and on the number of threads alone.
+/// must not throw. The parts depend on `count` and on the number of threads alone. A trainer can share out its own
+/// loops so, and stay in the one pool of threads: `parallel_for(rows, 10.0 * size, [&](Index first, Index last) {...});`.
 template <class Work>
 void parallel_for(Index count, double flops, const Work& work) {
 #ifdef _OPENMP
@@ -68,5 +67,4 @@ void parallel_for(Index count, double flops, const Work& work) {
   if (count > 0) work(Index{0}, count);
 }
 
-}  // namespace detail
 }  // namespace lora

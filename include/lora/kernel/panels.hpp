@@ -29,7 +29,7 @@ class Panels {
         padded_((rows_ + Padding - 1) / Padding * Padding),
         elements_(Eigen::VectorX<Element>::Zero(count() * padded_ * width)) {
     const double cost = 10.0 * static_cast<double>(elements_.size());  // a copy counts as some flops
-    lora::detail::parallel_for(count(), cost, [&](Index first, Index last) {
+    lora::parallel_for(count(), cost, [&](Index first, Index last) {
       // A few rows at a time, so that column-major memory comes by whole cache lines; row-major memory row by row.
       constexpr Index patch = Matrix::IsRowMajor ? 1 : 16;
       for (Index p = first; p < last; ++p) {

@@ -72,7 +72,7 @@ void multiply(const ConstRows<typename Kernel::Scalar>& X, const typename Kernel
     if (memory.size() < tiles * tile_size) memory.resize(tiles * tile_size);
     auto* const packed = memory.data();  // the calling thread's, whoever fills it
 
-    lora::detail::parallel_for(tiles, static_cast<double>(rows.size() * depth), [&](Index first, Index last) {
+    lora::parallel_for(tiles, static_cast<double>(rows.size() * depth), [&](Index first, Index last) {
       for (Index t = first; t < last; ++t) {
         const Part part(rows.size(), tiles, t);
         const auto* from = X.data() + (rows.first + part.first) * X.outerStride();
@@ -81,7 +81,7 @@ void multiply(const ConstRows<typename Kernel::Scalar>& X, const typename Kernel
     });
 
     const double flops = 2.0 * static_cast<double>(rows.size() * depth * W.cols());
-    lora::detail::parallel_for(W.count(), flops, [&](Index first, Index last) {
+    lora::parallel_for(W.count(), flops, [&](Index first, Index last) {
       [[maybe_unused]] const typename Kernel::Session session;
       // With a tile or two the result stays in registers for the whole sum, and W streams past.
       const Index whole = depth * Index{sizeof(Scalar)};
