@@ -17,7 +17,7 @@ namespace lora::kernel {
 
 /// The kernel of register tiles: `pack` lays out up to `rows` rows of X, `multiply` multiplies them with a stretch of
 /// one panel. `Session` stands for what a thread has to set up before.
-template <class RealWeights, int Padding = RealWeights::group>
+template <class RealWeights, int Padding = steps_at_once * RealWeights::group>
 struct TileKernel {
   using Weights = RealWeights;
   using Scalar = typename Weights::Scalar;
@@ -52,20 +52,25 @@ struct TileKernel {
 /// Y (b x m) = X (b x n) W, from panels of W.
 ///
 /// Some 192 rows of X at a time are packed and stay in the second-level cache; each stretch of a panel is read once for
-/// all of them, while the next one is on its way. Threads share the panels. An element of Y is the same sum in the same
-/// order whatever the number of threads.
+/// all of them, while the next one is on its way. Threads share such blocks of rows, where there are enough rows, and
+/// else the panels. An element of Y is the same sum in the same order whatever the number of threads.
 template <class Kernel>
 void multiply(const ConstRows<typename Kernel::Scalar>& X, const typename Kernel::Panels& W,
               Rows<typename Kernel::Scalar> Y) {
   using Scalar = typename Kernel::Scalar;
   using Panels = typename Kernel::Panels;
-  constexpr Index rows_at_once = 192, stretch_bytes = 8192, unit = 32;
+  constexpr Index rows_at_once = 192, rows_of_a_thread = 96, stretch_bytes = 8192, unit = 32;
   constexpr Index row_bytes = Panels::width * Index{sizeof(typename Panels::Element)};
   constexpr Index group_bytes = row_bytes * Kernel::group;
-  thread_local Eigen::VectorX<typename Kernel::Left> memory;
 
-  const Index b = X.rows(), depth = W.padded_rows(), blocks = (b + rows_at_once - 1) / rows_at_once;
-  for (Index block = 0; block < blocks; ++block) {
+  const Index b = X.rows(), depth = W.padded_rows(), pool = lora::threads();
+  const bool share_rows = b >= pool * rows_of_a_thread;
+  const Index unit_of_blocks = share_rows ? pool : 1;
+  const Index blocks = (b + rows_at_once * unit_of_blocks - 1) / (rows_at_once * unit_of_blocks) * unit_of_blocks;
+  const auto flops = [&](Index rows) { return 2.0 * static_cast<double>(rows * depth * W.cols()); };
+
+  const auto block_product = [&](Index block) {
+    thread_local Eigen::VectorX<typename Kernel::Left> memory;
     const Part rows(b, blocks, block);
     const Index tiles = (rows.size() + Kernel::rows - 1) / Kernel::rows;
     const Index tile_size = Kernel::left_size((rows.size() + tiles - 1) / tiles, depth);
@@ -80,8 +85,7 @@ void multiply(const ConstRows<typename Kernel::Scalar>& X, const typename Kernel
       }
     });
 
-    const double flops = 2.0 * static_cast<double>(rows.size() * depth * W.cols());
-    lora::parallel_for(W.count(), flops, [&](Index first, Index last) {
+    lora::parallel_for(W.count(), flops(rows.size()), [&](Index first, Index last) {
       [[maybe_unused]] const typename Kernel::Session session;
       // With a tile or two the result stays in registers for the whole sum, and W streams past.
       const Index whole = depth * Index{sizeof(Scalar)};
@@ -106,6 +110,14 @@ void multiply(const ConstRows<typename Kernel::Scalar>& X, const typename Kernel
         }
       }
     });
+  };
+  const auto block_products = [&](Index first, Index last) {
+    for (Index block = first; block < last; ++block) block_product(block);
+  };
+  if (share_rows) {
+    lora::parallel_for(blocks, flops(b), block_products);  // what is inside then stays in its thread
+  } else {
+    block_products(0, blocks);
   }
 }
 

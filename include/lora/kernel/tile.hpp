@@ -13,12 +13,19 @@
 #include <type_traits>
 #include <utility>
 
+// What a tile is made of must become one loop: an array stays in registers only where every index is known.
+#ifdef __GNUC__
+#define LORA_KERNEL_INLINE __attribute__((always_inline))
+#else
+#define LORA_KERNEL_INLINE
+#endif
+
 namespace lora::kernel {
 
 /// Calls `call(0)`, ..., `call(Count - 1)` with compile-time arguments: the indices of an array in registers.
 template <int Count, class Call>
 EIGEN_ALWAYS_INLINE void unrolled(const Call& call) {
-  [&]<int... i>(std::integer_sequence<int, i...>) { (call(std::integral_constant<int, i>{}), ...); }
+  [&]<int... i>(std::integer_sequence<int, i...>) LORA_KERNEL_INLINE { (call(std::integral_constant<int, i>{}), ...); }
   (std::make_integer_sequence<int, Count>{});
 }
 
@@ -90,6 +97,9 @@ struct DenseWeights {
   }
 };
 
+/// What a number of steps is a multiple of.
+inline constexpr int steps_at_once = 4;
+
 /// C (Rows x cols) = or += L W over `steps` groups of rows of W, `stride` elements apart. The element of L for row r
 /// and multiply-add k stands at left[k Rows + r]. With few rows several sums run side by side, which hides
 /// the latency of the additions.
@@ -102,28 +112,36 @@ void tile(Index steps, const typename Weights::Left* left, const typename Weight
   using Eigen::internal::padd, Eigen::internal::ploadu, Eigen::internal::pset1, Eigen::internal::pstoreu;
   constexpr int vectors = Tile::vectors, lanes = Tile::lanes, cols = Tile::cols, halves = Weights::halves;
   constexpr int sums = Rows * vectors, chains = sums >= 8 ? 1 : sums >= 4 ? 2 : 4;
+  constexpr int at_once = std::max(chains, 2);  // steps, which share the cost of the loop and of the fetches
+  static_assert(steps_at_once % at_once == 0);
   constexpr std::uintptr_t lines = std::max(1, Weights::group * cols * int{sizeof(typename Weights::Element)} / 64);
 
   Sum sum[chains * sums];
   unrolled<chains * sums>([&](auto i) { sum[i] = pset1<Sum>(Scalar{0}); });
-  const auto step = [&](Index k, auto chain) {
-    ahead.fetch(k, lines);
-    unrolled<halves>([&](auto half) {
+  const auto step = [&](Index k, auto chain) LORA_KERNEL_INLINE {
+    unrolled<halves>([&](auto half) LORA_KERNEL_INLINE {
       typename Weights::Packet w[vectors];
-      unrolled<vectors>(
-          [&](auto v) { w[v] = Weights::template load<half>(panel + k * stride + v * lanes * Weights::group); });
-      unrolled<Rows>([&](auto r) {
+      unrolled<vectors>([&](auto v) LORA_KERNEL_INLINE {
+        w[v] = Weights::template load<half>(panel + k * stride + v * lanes * Weights::group);
+      });
+      unrolled<Rows>([&](auto r) LORA_KERNEL_INLINE {
         const auto& x = left[(k * halves + half) * Rows + r];
-        unrolled<vectors>([&](auto v) {
+        unrolled<vectors>([&](auto v) LORA_KERNEL_INLINE {
           auto& s = sum[(chain * Rows + r) * vectors + v];
           s = Weights::multiply_add(x, w[v], s);
         });
       });
     });
   };
-  Index k = 0;
-  for (; k + chains <= steps; k += chains) unrolled<chains>([&](auto chain) { step(k + chain, chain); });
-  for (; k < steps; ++k) step(k, std::integral_constant<int, 0>{});
+  const bool in_one_line = at_once * ahead.stride <= 64;
+  for (Index k = 0; k < steps; k += at_once) {
+    if (in_one_line) {
+      ahead.fetch(k, 1);
+    } else {
+      ahead.fetch(k, at_once * lines);
+    }
+    unrolled<at_once>([&](auto i) LORA_KERNEL_INLINE { step(k + i, std::integral_constant<int, i % chains>{}); });
+  }
   unrolled<chains - 1>(
       [&](auto chain) { unrolled<sums>([&](auto i) { sum[i] = padd(sum[i], sum[(chain + 1) * sums + i]); }); });
 
@@ -156,3 +174,5 @@ auto tile_of_rows(Index rows) {
 }
 
 }  // namespace lora::kernel
+
+#undef LORA_KERNEL_INLINE
