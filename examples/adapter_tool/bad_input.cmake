@@ -45,6 +45,12 @@ refused(3 "must be a directory or be made one" convert gpt2_adapter llama/model.
 refused(3 "down_proj: values must fit F16" merge llama_adapter llama/model.safetensors out.safetensors --scale 1e5)
 refused(3 "must be finite when merged" merge llama_adapter llama/model.safetensors out.safetensors --scale 1e300)
 
+refused(3 "llama_parts: must be new or an empty folder" merge llama_adapter llama_parts llama_parts)
+refused(3 "must be new or an empty folder" merge llama_adapter llama_parts llama_merged.safetensors)
+refused(3 "nowhere/out: needs a directory that opens" merge llama_adapter llama_parts nowhere/out)
+refused(3 "llama: must be a safetensors file or a folder with model.safetensors.index.json, got a folder without"
+  merge llama_adapter llama out)
+refused(3 "down_proj: values must fit F16" merge llama_adapter llama_parts out --scale 1e5)
 refused(1 "every module must have its weight, got 0 matched, 0 missing, 6 unexpected, 0 of a wrong shape; unexpected: "
   merge llama_adapter gpt2/model.safetensors out.safetensors)
 refused(1 "both models must have the same tensors" extract llama/model.safetensors gpt2/model.safetensors out --rank 1)
@@ -66,6 +72,21 @@ foreach(config "[]|must be a JSON object" "{|must be a JSON object" "{}|model_ty
   string(SUBSTRING "${config}" ${middle} -1 message)
   file(WRITE ${FOLDER}/broken/config.json "${text}")
   refused(3 "${message}" convert llama_adapter out.gguf --config broken)
+endforeach()
+
+# Indices of a model in several files.
+foreach(index "[]|must be a JSON object" "{}|weight_map must name a file for each tensor, got none"
+    "{\"weight_map\": []}|weight_map must name" "{\"weight_map\": {}}|weight_map must name"
+    "{\"weight_map\": {\"a\": 3}}|the file of \"a\" must be a name that ends with .safetensors, got 3"
+    "{\"weight_map\": {\"a\": \"../x.safetensors\"}}|ends with .safetensors, got \"../x.safetensors\""
+    "{\"weight_map\": {\"a\": \"x.safetensors\"}}|x.safetensors: must open for reading"
+    "{\"weight_map\": {\"a\": \"model-00001-of-00002.safetensors\"}}|must hold the tensor \"a\"")
+  string(FIND "${index}" "|" middle)
+  string(SUBSTRING "${index}" 0 ${middle} text)
+  math(EXPR middle "${middle} + 1")
+  string(SUBSTRING "${index}" ${middle} -1 message)
+  file(WRITE ${FOLDER}/llama_parts/model.safetensors.index.json "${text}")
+  refused(3 "${message}" merge llama_adapter llama_parts out)
 endforeach()
 
 # Files that end too early; the library's own tests do this at every byte.

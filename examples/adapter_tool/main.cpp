@@ -68,8 +68,12 @@ void define(CLI::App& app, Commands& all, std::function<Status()>& run) {
 
   command = add("merge", "W + f s A B, in the type of each weight; all else stays byte for byte", all.merge, merge);
   command->add_option("ADAPTER", all.merge.adapter, "what to merge")->required();
-  command->add_option("MODEL", all.merge.model, "a safetensors file with a weight for every module")->required();
-  command->add_option("OUT", all.merge.out, "the new file; may be MODEL")->required();
+  command
+      ->add_option("MODEL", all.merge.model,
+                   "a safetensors file with a weight for every module, or the folder of\n"
+                   "several with their index")
+      ->required();
+  command->add_option("OUT", all.merge.out, "the new file, may be MODEL; or the new folder")->required();
   command->add_option("--scale", all.merge.scale, "f, a factor on the adapter's own scale")->capture_default_str();
   add_base(*command, all.merge.base);
 

@@ -57,8 +57,8 @@ struct BlockState {
 
 /// What blocks use one after another.
 struct Workspace {
-  Activations X;       ///< a block's input after its norm
-  Activations gated;   ///< silu(gate) up, the input of `down`
+  Activations X;      ///< a block's input after its norm
+  Activations gated;  ///< silu(gate) up, the input of `down`
   Activations dX, dX2, dQ, dK, dV, dWide;
   Profile profile;
 };

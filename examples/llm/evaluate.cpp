@@ -16,7 +16,7 @@ int evaluate(const EvaluateOptions& options) {
   use_threads(options.model);
   const auto weights = Weights::open(options.model.model);
   const auto tokenizer = open_tokenizer(weights, options.model.model);
-  auto data = read_text(options.text, options.length, encoder_of(tokenizer));
+  auto data = read_text_data(options.text, options.length, encoder_of(tokenizer));
   std::printf("%s\n", data.summary().c_str());
   const auto model = open_model(weights, options.model.storage(), Keep::Inputs);
   auto set = layers_of(*model);

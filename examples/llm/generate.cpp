@@ -69,8 +69,8 @@ int generate(const GenerateOptions& options) {
   if (const auto begin = tokenizer.begin_of_text()) prompt.insert(prompt.begin(), *begin);
   lora::detail::require<lora::ConfigError>(!prompt.empty(), "--prompt: must have a token, got an empty text");
   const Index room = weights.config().max_position_embeddings - std::ssize(prompt);
-  lora::detail::require<lora::ConfigError>(options.tokens >= 1 && options.tokens <= room,
-                                           "--tokens: must lie in [1, ", room, "], what the model's context of ",
+  lora::detail::require<lora::ConfigError>(options.tokens >= 1 && options.tokens <= room, "--tokens: must lie in [1, ",
+                                           room, "], what the model's context of ",
                                            weights.config().max_position_embeddings, " leaves, got ", options.tokens);
   Sampler sampler(options.temperature, options.top_p, options.seed);
 

@@ -25,8 +25,8 @@ inline constexpr Index head_chunk = 128;
 
 /// logits = X W, W (hidden x vocabulary) frozen: the embeddings' transpose where the model ties them.
 ///
-/// The b x vocabulary logits are never there as a whole: `head_chunk` rows at a time take part in loss and gradient, and only
-/// rows whose target counts.
+/// The b x vocabulary logits are never there as a whole: `head_chunk` rows at a time take part in loss and gradient,
+/// and only rows whose target counts.
 template <lora::FrozenBase Base>
 class Head {
  public:
@@ -43,7 +43,8 @@ class Head {
   }
   /// The sum of -log softmax(X W)[target] over the targets that count.
   double loss(const lora::ConstRows<float>& X, std::span<const Token> targets) {
-    return in_chunks(X, targets, [](Index, Rows) {}, 0);
+    return in_chunks(
+        X, targets, [](Index, Rows) {}, 0);
   }
   /// The same, and dX = `weight` times its derivative by X.
   double backward(const lora::ConstRows<float>& X, std::span<const Token> targets, double weight,
@@ -53,7 +54,8 @@ class Head {
         X, targets,
         [&](Index row, Rows gradient) {
           base_.multiply_transposed(gradient, dX_.reshape(gradient.rows(), dX.cols()));
-          for (Index i = 0; i < gradient.rows(); ++i) dX.row(rows_[static_cast<std::size_t>(row + i)]) = dX_.view().row(i);
+          for (Index i = 0; i < gradient.rows(); ++i)
+            dX.row(rows_[static_cast<std::size_t>(row + i)]) = dX_.view().row(i);
         },
         static_cast<float>(weight));
   }

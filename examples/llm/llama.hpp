@@ -27,7 +27,8 @@ namespace llm {
 /// What a forward keeps for its backward.
 enum class Keep {
   All,     ///< every layer's activations
-  Inputs,  ///< of every layer its input alone; the rest is computed once more in the backward ("activation checkpointing")
+  Inputs,  ///< of every layer its input alone; the rest is computed once more in the backward ("activation
+           ///< checkpointing")
 };
 
 /// Keys and values of the tokens so far, for generation.
@@ -99,9 +100,9 @@ class Llama {
   }
 
   Cache cache(Index capacity) const {
-    lora::detail::require<lora::ConfigError>(
-        capacity >= 1 && capacity <= config().max_position_embeddings, "cache: must have room for 1 to ",
-        config().max_position_embeddings, " tokens, the context of the model, got ", capacity);
+    lora::detail::require<lora::ConfigError>(capacity >= 1 && capacity <= config().max_position_embeddings,
+                                             "cache: must have room for 1 to ", config().max_position_embeddings,
+                                             " tokens, the context of the model, got ", capacity);
     Cache cache{{}, {}, capacity, 0};
     const Index width = config().num_key_value_heads * config().head_dim;
     cache.keys.assign(blocks_.size(), lora::RowMatrix<float>(capacity, width));
@@ -112,9 +113,9 @@ class Llama {
   /// \throws ConfigError  none, or no room in the cache.
   Eigen::RowVectorXf next(Cache& cache, std::span<const Token> tokens) {
     const Index count = std::ssize(tokens);
-    lora::detail::require<lora::ConfigError>(count >= 1 && count <= cache.capacity - cache.length,
-                                             "next: takes 1 to ", cache.capacity - cache.length,
-                                             " tokens, the room that is left, got ", count);
+    lora::detail::require<lora::ConfigError>(count >= 1 && count <= cache.capacity - cache.length, "next: takes 1 to ",
+                                             cache.capacity - cache.length, " tokens, the room that is left, got ",
+                                             count);
     embed(tokens, count);
     states_.resize(1);
     for (std::size_t i = 0; i < blocks_.size(); ++i) {

@@ -22,7 +22,9 @@ struct Commands {
 };
 
 void add_model(CLI::App& command, ModelOptions& model, bool takes_adapter) {
-  command.add_option("--model", model.model, "a folder of transformers (config.json, model.safetensors, tokenizer.json), or a .gguf file")
+  command
+      .add_option("--model", model.model,
+                  "a folder of transformers (config.json, model.safetensors, tokenizer.json), or a .gguf file")
       ->required();
   if (takes_adapter) command.add_option("--adapter", model.adapter, "a folder of PEFT, or an adapter GGUF");
   command.add_option("--base", model.base, "how the frozen weights are held: float, or bf16 in half of the memory")
@@ -43,16 +45,22 @@ void define_train(CLI::App& command, TrainOptions& train) {
   command.add_option("--text", train.text, "a text, or JSON lines of {\"prompt\", \"completion\"}")->required();
   command.add_option("--out", train.out, "the folder of the run")->required();
   command.add_option("--method", train.method, method_names())->capture_default_str();
-  command.add_option("--targets", train.targets, "ends of names with commas, as q_proj,v_proj; default all linear layers")
+  command
+      .add_option("--targets", train.targets, "ends of names with commas, as q_proj,v_proj; default all linear layers")
       ->delimiter(',');
   command.add_option("--rank", train.rank, "r")->check(positive)->capture_default_str();
   command.add_option("--alpha", train.alpha, "s = alpha / r")->check(CLI::PositiveNumber)->capture_default_str();
-  command.add_option("--rate", train.learning_rate, "the learning rate; default the method's")->check(CLI::PositiveNumber);
+  command.add_option("--rate", train.learning_rate, "the learning rate; default the method's")
+      ->check(CLI::PositiveNumber);
   command.add_option("--schedule", train.schedule, "of the rate")
       ->check(CLI::IsMember({"cosine", "linear", "constant"}))
       ->capture_default_str();
-  command.add_option("--warmup", train.warmup, "share of the steps")->check(CLI::Range(0.0, 0.9))->capture_default_str();
-  command.add_option("--weight-decay", train.weight_decay, "decoupled")->check(CLI::NonNegativeNumber)->capture_default_str();
+  command.add_option("--warmup", train.warmup, "share of the steps")
+      ->check(CLI::Range(0.0, 0.9))
+      ->capture_default_str();
+  command.add_option("--weight-decay", train.weight_decay, "decoupled")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   command.add_option("--clip", train.clip, "the largest norm of all gradients together; 0: none")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
@@ -60,14 +68,24 @@ void define_train(CLI::App& command, TrainOptions& train) {
   command.add_option("--batch", train.batch, "sequences at once")->check(positive)->capture_default_str();
   command.add_option("--accumulate", train.accumulate, "batches for one step")->check(positive)->capture_default_str();
   auto* steps = command.add_option("--steps", train.steps, "of the optimizer; default by epochs")->check(positive);
-  command.add_option("--epochs", train.epochs, "times through the text")->check(CLI::PositiveNumber)->excludes(steps)->capture_default_str();
+  command.add_option("--epochs", train.epochs, "times through the text")
+      ->check(CLI::PositiveNumber)
+      ->excludes(steps)
+      ->capture_default_str();
   command.add_option("--validation", train.validation, "share of the sequences")->capture_default_str();
-  command.add_option("--evaluate-every", train.evaluate_every, "steps; 0: before and after")->check(CLI::NonNegativeNumber)->capture_default_str();
-  command.add_option("--save-every", train.save_every, "steps between checkpoints")->check(positive)->capture_default_str();
-  command.add_option("--gradient-batches", train.gradient_batches, "what LoRA-GA looks at")->check(positive)->capture_default_str();
+  command.add_option("--evaluate-every", train.evaluate_every, "steps; 0: before and after")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command.add_option("--save-every", train.save_every, "steps between checkpoints")
+      ->check(positive)
+      ->capture_default_str();
+  command.add_option("--gradient-batches", train.gradient_batches, "what LoRA-GA looks at")
+      ->check(positive)
+      ->capture_default_str();
   command.add_option("--seed", train.seed, "of the start and of the order")->capture_default_str();
   command.add_flag("--recompute", train.recompute, "keep the input of each block alone: less memory, more time");
-  auto* resume = command.add_flag("--resume", train.resume, "go on from the checkpoint in --out, with the same options");
+  auto* resume =
+      command.add_flag("--resume", train.resume, "go on from the checkpoint in --out, with the same options");
   command.add_flag("--overwrite", train.overwrite, "begin anew in --out")->excludes(resume);
 }
 
@@ -78,14 +96,17 @@ void define_generate(CLI::App& command, GenerateOptions& generate) {
   command.add_flag("--ids", generate.ids, "print the new tokens as numbers, past the end of the text too");
   command.add_option("--tokens", generate.tokens, "at most")->capture_default_str();
   command.add_option("--temperature", generate.temperature, "0: always the likeliest token")->capture_default_str();
-  command.add_option("--top-p", generate.top_p, "draw from the likeliest tokens that have this share")->capture_default_str();
+  command.add_option("--top-p", generate.top_p, "draw from the likeliest tokens that have this share")
+      ->capture_default_str();
   command.add_option("--seed", generate.seed, "of the draws")->capture_default_str();
 }
 
 void define_evaluate(CLI::App& command, EvaluateOptions& evaluate) {
   add_model(command, evaluate.model, true);
   command.add_option("--text", evaluate.text, "a text, or JSON lines of {\"prompt\", \"completion\"}")->required();
-  command.add_option("--length", evaluate.length, "tokens of a sequence")->check(CLI::PositiveNumber)->capture_default_str();
+  command.add_option("--length", evaluate.length, "tokens of a sequence")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   command.add_option("--batch", evaluate.batch, "sequences at once")->check(CLI::PositiveNumber)->capture_default_str();
   command.add_option("--validation", evaluate.validation, "only the share that `train` would validate with");
   command.add_option("--seed", evaluate.seed, "of that share, for JSON lines")->capture_default_str();
@@ -96,14 +117,17 @@ void define_bench(CLI::App& command, BenchOptions& bench) {
   command.add_option("--sequences", bench.sequences, "at once")->check(CLI::PositiveNumber)->capture_default_str();
   command.add_option("--length", bench.length, "tokens of each")->check(CLI::PositiveNumber)->capture_default_str();
   command.add_option("--rank", bench.rank, "of the adapters")->check(CLI::PositiveNumber)->capture_default_str();
-  command.add_option("--steps", bench.steps, "that are timed, after two")->check(CLI::PositiveNumber)->capture_default_str();
+  command.add_option("--steps", bench.steps, "that are timed, after two")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   command.add_flag("--recompute", bench.recompute, "as in `train`");
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app{"Fine-tunes a language model of the Llama family on a CPU with low-rank adapters, and talks to it.", "llm"};
+  CLI::App app{"Fine-tunes a language model of the Llama family on a CPU with low-rank adapters, and talks to it.",
+               "llm"};
   app.require_subcommand(1);
   app.footer("Ends with 0; 1 for wrong options or input; 128 + the signal after Ctrl-C, when --resume goes on.");
   Commands all;

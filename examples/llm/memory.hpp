@@ -42,9 +42,12 @@ inline std::vector<lora::ModuleShape> linear_layers(const LlamaConfig& config) {
   std::vector<lora::ModuleShape> layers;
   for (Index i = 0; i < config.num_hidden_layers; ++i) {
     const std::string block = "model.layers." + std::to_string(i);
-    for (const auto& [name, n, m] : {lora::ModuleShape{".self_attn.q_proj", hidden, q}, {".self_attn.k_proj", hidden, kv},
-                                     {".self_attn.v_proj", hidden, kv}, {".self_attn.o_proj", q, hidden},
-                                     {".mlp.gate_proj", hidden, wide}, {".mlp.up_proj", hidden, wide},
+    for (const auto& [name, n, m] : {lora::ModuleShape{".self_attn.q_proj", hidden, q},
+                                     {".self_attn.k_proj", hidden, kv},
+                                     {".self_attn.v_proj", hidden, kv},
+                                     {".self_attn.o_proj", q, hidden},
+                                     {".mlp.gate_proj", hidden, wide},
+                                     {".mlp.up_proj", hidden, wide},
                                      {".mlp.down_proj", wide, hidden}}) {
       layers.push_back({block + name, n, m});
     }
@@ -59,8 +62,8 @@ RunMemory training_memory(const LlamaConfig& config, Storage storage, Keep keep,
                           std::span<const lora::AdaptedLayer> adapted, Index tokens, const Optimizer& optimizer,
                           bool has_offset) {
   constexpr Index size = sizeof(float);
-  const lora::EstimateConfig base{
-      .storage = storage == Storage::Float ? lora::BaseStorage::PackedBoth : lora::BaseStorage::PackedBf16};
+  const lora::EstimateConfig base{.storage = storage == Storage::Float ? lora::BaseStorage::PackedBoth
+                                                                       : lora::BaseStorage::PackedBf16};
   RunMemory memory;
   for (const auto& [name, n, m] : linear_layers(config)) {
     memory.weights += lora::estimate<float>({n, m, 1, 0}, lora::PerFactor{lora::Sgd{}}, base).bytes.base;
@@ -75,8 +78,9 @@ RunMemory training_memory(const LlamaConfig& config, Storage storage, Keep keep,
   const Index blocks = keep == Keep::All ? layers : 1;
   memory.activations = size * tokens * ((layers + 1) * hidden + blocks * block) +
                        trained.total.bytes.saved_state / (keep == Keep::All ? 1 : layers);
-  memory.workspace = size * (tokens * (4 * hidden + q + 2 * kv + 2 * wide) + head_chunk * (config.vocab_size + 2 * hidden) +
-                             config.max_position_embeddings * config.head_dim);
+  memory.workspace =
+      size * (tokens * (4 * hidden + q + 2 * kv + 2 * wide) + head_chunk * (config.vocab_size + 2 * hidden) +
+              config.max_position_embeddings * config.head_dim);
   return memory;
 }
 

@@ -15,7 +15,8 @@ namespace llm {
 
 using lora::Index;
 
-/// y = w x / sqrt(mean(x^2) + epsilon) for each row x of h numbers. Keeps nothing: the backward works x's length out again.
+/// y = w x / sqrt(mean(x^2) + epsilon) for each row x of h numbers. Keeps nothing: the backward works x's length out
+/// again.
 class RmsNorm {
  public:
   RmsNorm(Eigen::RowVectorXf weight, double epsilon)

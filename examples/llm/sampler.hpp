@@ -36,9 +36,8 @@ class Sampler {
     const Eigen::ArrayXd weights = ((logits.array() - largest).cast<double>() / temperature_).exp();
     order_.resize(static_cast<std::size_t>(weights.size()));
     std::iota(order_.begin(), order_.end(), Index{0});
-    std::sort(order_.begin(), order_.end(), [&](Index i, Index j) {
-      return weights(i) > weights(j) || (weights(i) == weights(j) && i < j);
-    });
+    std::sort(order_.begin(), order_.end(),
+              [&](Index i, Index j) { return weights(i) > weights(j) || (weights(i) == weights(j) && i < j); });
     const double wanted = top_p_ * weights.sum();
     double sum = 0;
     std::size_t kept = 0;

@@ -32,10 +32,11 @@ inline void use_threads(const ModelOptions& options) {
 
 /// From the model's own file or folder. \throws FormatError, IoError.
 inline Tokenizer open_tokenizer(const Weights& weights, const std::filesystem::path& model) {
-  return weights.metadata() != nullptr ? Tokenizer::from(*weights.metadata()) : Tokenizer::open(model / "tokenizer.json");
+  return weights.metadata() != nullptr ? Tokenizer::from(*weights.metadata())
+                                       : Tokenizer::open(model / "tokenizer.json");
 }
 
-/// For `read_text`. The tokenizer must outlive it.
+/// For `read_text_data`. The tokenizer must outlive it.
 inline TextEncoder encoder_of(const Tokenizer& tokenizer) {
   return {[&tokenizer](std::string_view text) { return tokenizer.encode(text); }, tokenizer.end_of_text(),
           tokenizer.begin_of_text()};

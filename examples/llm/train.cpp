@@ -92,7 +92,8 @@ class Training {
         optimizer_(std::move(optimizer), set),
         micro_(static_cast<std::size_t>(options.accumulate)) {
     model.add_parts(checkpoint_);
-    for (const auto& layer : set.layers()) checkpoint_.add("states/" + layer.name, optimizer_.state(adapter_name, layer.name));
+    for (const auto& layer : set.layers())
+      checkpoint_.add("states/" + layer.name, optimizer_.state(adapter_name, layer.name));
     checkpoint_.add("optimizer", optimizer_.method()).add("schedule", schedule_).add("options", options_);
     checkpoint_.add("batches", batches_).add("step", step_).add("tokens", tokens_);
   }
@@ -158,7 +159,8 @@ int run(const TrainOptions& options, const Setup& setup, const Split& data, Mode
   } else {
     std::vector<Batch> batches;
     Batches source(data.training, options.batch, options.seed);
-    for (Index i = 0; setup.method.uses_gradients() && i < options.gradient_batches; ++i) batches.push_back(source.next());
+    for (Index i = 0; setup.method.uses_gradients() && i < options.gradient_batches; ++i)
+      batches.push_back(source.next());
     lora::Random random(options.seed);
     model.start(setup.method.start, batches, random);
   }
@@ -195,7 +197,8 @@ int run(const TrainOptions& options, const Setup& setup, const Split& data, Mode
     if (last || training.steps() % every == 0) row.validation_loss = validate();
     row.seconds = steady_seconds() - begin;
     log.add(row);
-    if (last || training.steps() % options.save_every == 0 || interrupt.requested()) training.write(folder.checkpoint());
+    if (last || training.steps() % options.save_every == 0 || interrupt.requested())
+      training.write(folder.checkpoint());
   }
   progress.finish();
   if (training.steps() < setup.steps) {
@@ -222,7 +225,7 @@ int train(const TrainOptions& options) {
   RunFolder folder(options.out, existing, {portable_name});
   const auto weights = Weights::open(options.model.model);
   const auto tokenizer = open_tokenizer(weights, options.model.model);
-  auto text = read_text(options.text, options.length, encoder_of(tokenizer));
+  auto text = read_text_data(options.text, options.length, encoder_of(tokenizer));
   std::printf("%s\n", text.summary().c_str());
   const Split data = split(std::move(text), options.validation, options.seed);
   const Index steps = steps_of(options, data.training.size());

@@ -36,6 +36,7 @@
 #include <lora/linalg/truncated_svd.hpp>
 
 // base: what W0 may be
+#include <lora/base/base_of.hpp>
 #include <lora/base/callback_base.hpp>
 #include <lora/base/frozen_base.hpp>
 #include <lora/base/owned_base.hpp>
@@ -80,6 +81,7 @@
 #include <lora/adapter/anchor.hpp>
 #include <lora/adapter/lora_config.hpp>
 #include <lora/adapter/lora_linear.hpp>
+#include <lora/adapter/low_rank_branch.hpp>
 #include <lora/adapter/mixed_batch.hpp>
 #include <lora/adapter/row_groups.hpp>
 

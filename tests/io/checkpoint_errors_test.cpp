@@ -272,18 +272,21 @@ TEST_CASE("a state that does not fit a layer is refused", "[io][checkpoint][erro
     return message;
   };
   const std::string where = "LoraLinear::set_state: ";
+  CHECK(set(ConfigError(""), [](auto& state) { state.adapter.config.alpha = 5; }) ==
+        where + "config must be the layer's, of rank 3, alpha 6, dropout 0.25, got rank 3, alpha 5, dropout 0.25");
   CHECK(set(ShapeError(""), [](auto& state) {
-          state.factors.A.setZero(13, 2);
-          state.factors.B.setZero(2, 11);
-        }) == where + "factors A must be 13 x 3, got 13 x 2");
-  CHECK(set(ShapeError(""), [](auto& state) { state.initial.B.setZero(3, 10); }) ==
+          state.adapter.factors.A.setZero(13, 2);
+          state.adapter.factors.B.setZero(2, 11);
+        }) == where + "A must be 13 x 3, got 13 x 2");
+  CHECK(set(ShapeError(""), [](auto& state) { state.adapter.initial.B.setZero(3, 10); }) ==
         where + "initial B must be 3 x 11, got 3 x 10");
-  CHECK(set(NumericalError(""), [](auto& state) { state.factors.B(0, 0) /= 0.0; }) ==
-        where + "factors B must be finite, got NaN or infinity");
-  CHECK(set(ConfigError(""), [](auto& state) { state.scale /= 0.0; }) == where + "scale must be finite, got inf");
+  CHECK(set(NumericalError(""), [](auto& state) { state.adapter.factors.B(0, 0) /= 0.0; }) ==
+        where + "B must be finite, got NaN or infinity");
+  CHECK(set(ConfigError(""), [](auto& state) { state.adapter.scale /= 0.0; }) ==
+        where + "scale must be finite, got inf");
   CHECK(set(StateError(""), [](auto& state) {
           state.baked = true;
-          state.initial = {};
+          state.adapter.initial = {};
         }) == where + "a baked state must be enabled and have an offset, got one without an offset");
   CHECK(set(StateError(""), [](auto& state) {
           state.baked = true;

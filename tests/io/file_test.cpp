@@ -8,10 +8,13 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <csignal>
 #include <filesystem>
+#include <fstream>
 #include <initializer_list>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -63,6 +66,40 @@ TEST_CASE("a file comes back as it was written, mapped and read", "[io][file]") 
     CHECK(text_of(io::MappedFile(path).bytes()) == text);
   }
   CHECK(folder.entries() == 1);
+}
+
+TEST_CASE("released bytes leave the memory, and are there again when they are read", "[io][file]") {
+  const TemporaryFolder folder;
+  const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  std::string text(8 * page + 100, 'x');
+  for (std::size_t i = 0; i < text.size(); ++i) text[i] = static_cast<char>(i * 31 >> 3);
+  save(folder / "file", text);
+  const io::MappedFile file(folder / "file");
+  const auto bytes = file.bytes();
+  for (const auto& part : {bytes, bytes.subspan(page + 7, 3 * page), bytes.subspan(8 * page + 1), bytes.first(0)}) {
+    file.release(part);
+    CHECK(text_of(bytes) == text);
+  }
+  const std::string other = text;  // not of the file: stays as it is
+  file.release(std::as_bytes(std::span(other)));
+  io::MappedFile().release(bytes);
+  CHECK(other == text);
+#ifdef __linux__
+  const auto resident = [&] {  // from "Rss: 12 kB" of the mapping's pages
+    std::ifstream maps("/proc/self/smaps");
+    std::string line, name = (folder / "file").string();
+    bool ours = false;
+    while (std::getline(maps, line)) {
+      if (line.ends_with(name)) ours = true;
+      if (ours && line.starts_with("Rss:")) return std::stoul(line.substr(4));
+    }
+    return 0UL;
+  };
+  CHECK(text_of(bytes) == text);
+  CHECK(resident() > 0);
+  file.release(bytes);
+  CHECK(resident() == 0);
+#endif
 }
 
 TEST_CASE("pieces of all sizes are written in order", "[io][file]") {

@@ -142,6 +142,15 @@ TEST_CASE("the converter's permutation of q_proj and k_proj is read back, other 
   CHECK(modules == expected);
 }
 
+TEST_CASE("every output of a rotated module has one place", "[io][gguf]") {
+  for (const Index head_dim : {2, 6, 8, 64}) {
+    for (Index row = 0; row < 3 * head_dim; ++row) {
+      CHECK(detail::rotary_source(detail::rotary_place(row, head_dim), head_dim) == row);
+      CHECK(detail::rotary_place(detail::rotary_source(row, head_dim), head_dim) == row);
+    }
+  }
+}
+
 TEST_CASE("our q_proj has the bytes of the converter's", "[io][gguf]") {
   const auto theirs = gguf::open(gguf_data("adapter.gguf"));
   const Modules modules{{"model.layers.1.self_attn.q_proj", gguf_factors(0, 12, 12, 3), 2.0},

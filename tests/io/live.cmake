@@ -3,17 +3,8 @@
 # Arguments: PYTHON (may be empty), HERE (this folder), FOLDER (to fill), TESTS (the program).
 include(${CMAKE_CURRENT_LIST_DIR}/../support/live_python.cmake)
 
-execute_process(COMMAND ${PYTHON} -c "import torch, peft, transformers, safetensors" RESULT_VARIABLE failed
-  ERROR_VARIABLE reason)
-if(failed)
-  message([[
-**********************************************************************
-** SKIPPED: adapters that we wrote, opened by the real PEFT.
-** To run it, name a Python that has torch, peft and transformers:
-**   LORA_PARITY_PYTHON=/path/to/venv/bin/python ctest -R io.live
-**********************************************************************]])
-  message("${PYTHON}: ${reason}")
-else()
+find_packages(found "adapters that we wrote, opened by the real PEFT" io.live torch peft transformers safetensors)
+if(found)
   file(REMOVE_RECURSE ${FOLDER})
   file(MAKE_DIRECTORY ${FOLDER})
   set(ENV{LORA_PEFT_LIVE} ${FOLDER})

@@ -444,15 +444,20 @@ TEST_CASE("the report says which modules and layers do not match", "[io][peft]")
   CHECK(report.missing == std::vector<std::string>{"layers.0.v_proj"});
   CHECK(report.unexpected == std::vector<std::string>{"layers.0.k_proj"});
   const std::string text =
-      "3 matched, 1 missing, 1 unexpected, 1 of a wrong shape\nmissing: layers.0.v_proj\nunexpected: layers.0.k_proj\n"
-      "of a wrong shape: layers.0.q_proj (adapter 6 x 4, layer 4 x 6)";
+      "3 matched, 1 missing, 1 unexpected, 1 of a wrong shape\nmissing: \"layers.0.v_proj\"\nunexpected: "
+      "\"layers.0.k_proj\"\nof a wrong shape: \"layers.0.q_proj\" (adapter 6 x 4, layer 4 x 6)";
   CHECK(report.describe() == text);
   CHECK(message_of<FormatError>([&] { peft::require_match(adapter, layers); }) ==
         "peft::require_match: every module must find its layer, got " + text);
   layers.clear();
   for (int i = 0; i < 12; ++i) layers.push_back({"l" + std::to_string(i), 1, 1});
-  CHECK(peft::match(adapter, layers).describe().find("missing: l0, l1, l2, l3, l4, l5, l6, l7, l8, l9 and 2 more\n") !=
-        std::string::npos);
+  CHECK(peft::match(adapter, layers)
+            .describe()
+            .find("missing: \"l0\", \"l1\", \"l2\", \"l3\", \"l4\", \"l5\", \"l6\", "
+                  "\"l7\", \"l8\", \"l9\" and 2 more\n") != std::string::npos);
+  const peft::MatchReport hostile{{}, {}, {"a\n\x1b[2J" + std::string(300, 'x')}, {}};
+  CHECK(hostile.describe() == "0 matched, 0 missing, 1 unexpected, 0 of a wrong shape\nunexpected: \"a??[2J" +
+                                  std::string(194, 'x') + "...\"");
 }
 
 TEST_CASE("a cut or flipped file of an adapter gives an error or a whole adapter", "[io][peft]") {

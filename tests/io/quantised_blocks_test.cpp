@@ -80,6 +80,25 @@ TEST_CASE("a block of Q8_0 and one of Q4_0 done by hand", "[io][gguf]") {
   CHECK(four[1] == 16.0F);
 }
 
+TEST_CASE("a row alone has the numbers of the whole", "[io][gguf]") {
+  const auto file = gguf::open(gguf_data("blocks.gguf"));
+  for (const auto& tensor : file.tensors()) {
+    const auto all = gguf::dequantised(tensor);
+    std::vector<float> row(static_cast<std::size_t>(tensor.ne[0]));
+    for (Index i = 0; i < tensor.ne[1]; ++i) {
+      gguf::dequantise_row(tensor, i, row);
+      INFO(tensor.name << ", row " << i);
+      CHECK(std::memcmp(row.data(), all.col(i).data(), row.size() * sizeof(float)) == 0);
+    }
+    CHECK(message_of<ShapeError>([&] { gguf::dequantise_row(tensor, tensor.ne[1], row); }) ==
+          "dequantise_row: row of tensor \"" + tensor.name + "\" must lie in [0, " + std::to_string(tensor.ne[1]) +
+              "), got " + std::to_string(tensor.ne[1]));
+    CHECK(message_of<ShapeError>([&] { gguf::dequantise_row(tensor, 0, std::span(row).first(1)); }) ==
+          "dequantise_row: row of tensor \"" + tensor.name + "\" must have " + std::to_string(tensor.ne[0]) +
+              " numbers, got room for 1");
+  }
+}
+
 TEST_CASE("dequantising refuses other types and sizes", "[io][gguf]") {
   const std::vector<std::byte> bytes(144);
   std::vector<float> numbers(256);

@@ -57,6 +57,27 @@ TEMPLATE_TEST_CASE("matrices larger than a tile are transposed too", "[io][safet
   CHECK(same_bits(to_matrix<TestType>(stored, Layout::Transposed), M.transpose()));
 }
 
+TEST_CASE("a row alone has the numbers of the whole tensor", "[io][safetensors]") {
+  const auto file = File::open(std::string(LORA_IO_DATA) + "/values.safetensors");
+  for (const auto& [name, stored] : file.tensors()) {
+    const auto all = to_matrix<double>(stored);
+    RowMatrix<double> rows(3, 4);
+    for (Index i = 0; i < 3; ++i) safetensors::copy_row(stored, i, std::span(rows.row(i).data(), 4));
+    CHECK(same_bits(rows, all));
+  }
+  const std::vector<float> values{1, 2, 3};
+  std::vector<float> row(3);
+  safetensors::copy_row(tensor(Type::F32, {3}, values), 0, std::span(row));
+  CHECK(row == values);
+  const auto refused = [&](Index i, std::size_t room) {
+    return message_of<ShapeError>(
+        [&] { safetensors::copy_row(tensor(Type::F32, {3}, values), i, std::span(row).first(room), "here"); });
+  };
+  CHECK(refused(1, 3) == "here: row must lie in [0, 1), got 1");
+  CHECK(refused(-1, 3) == "here: row must lie in [0, 1), got -1");
+  CHECK(refused(0, 2) == "here: a row must have 3 numbers, got room for 2");
+}
+
 TEST_CASE("an unaligned tensor is copied, an aligned one of the same type may be viewed", "[io][safetensors]") {
   alignas(8) std::byte memory[40];
   const std::vector<float> values{1, 2, 3, 4, 5, 6};

@@ -85,8 +85,9 @@ TEST_CASE("logits are those of transformers, token after token and all at once",
   const auto batch = reference.batch();
   const auto theirs = reference["logits"];
   for (Index s = 0; s < batch.sequences(); ++s) {
-    const auto sequence = std::span(batch.tokens).subspan(static_cast<std::size_t>(s * batch.length),
-                                                          static_cast<std::size_t>(batch.length));
+    const auto sequence =
+        std::span(batch.tokens)
+            .subspan(static_cast<std::size_t>(s * batch.length), static_cast<std::size_t>(batch.length));
     const double apart = relative(logits_of(*tiny.model, sequence), theirs.middleRows(s * batch.length, batch.length));
     INFO("sequence " << s << ": " << apart);
     CHECK(apart <= lora::test::llama_bound);
@@ -145,8 +146,9 @@ TEST_CASE("without an adapter the loss is the base's, from either file and on ei
 
 TEST_CASE("what a model cannot do is refused, and nothing has changed", "[llm][model]") {
   Opened tiny("tiny");
-  CHECK(message_of<lora::ConfigError>([&] { tiny.model->loss({{1, 128}, {128, 1}, 2}); }) ==
-        "Llama: tokens must lie in [0, 128), got 128");
+  CHECK(message_of<lora::ConfigError>([&] {
+          tiny.model->loss({{1, 128}, {128, 1}, 2});
+        }) == "Llama: tokens must lie in [0, 128), got 128");
   CHECK(message_of<lora::ConfigError>([&] {
           tiny.model->loss({std::vector<Token>(65), std::vector<Token>(65), 65});
         }) == "Llama: sequences must have 1 to 64 tokens, the model's context, got 65");

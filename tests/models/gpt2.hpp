@@ -12,7 +12,6 @@
 #include <filesystem>
 #include <numbers>
 #include <string>
-#include <vector>
 
 namespace lora::test {
 
@@ -127,11 +126,10 @@ class Gpt2Block {
   Matrix heads_, activated_;
 };
 
-/// A model of a folder of transformers: config.json and model.safetensors, with the head tied to the embeddings.
-template <Real RealScalar>
-class Gpt2 {
+/// A model of a folder of transformers: config.json and model.safetensors.
+template <Real Scalar>
+class Gpt2 : public Transformer<Scalar, Gpt2Block<Scalar>, LayerNorm<Scalar>> {
  public:
-  using Scalar = RealScalar;
   using Matrix = RowMatrix<Scalar>;
 
   explicit Gpt2(const std::filesystem::path& folder)
@@ -139,43 +137,27 @@ class Gpt2 {
 
   /// One row of logits for each token.
   const Matrix& forward(const Tokens& tokens) {
-    H_.resize(tokens.count(), embeddings_.cols());
-    for (Index t = 0; t < tokens.count(); ++t) {
-      H_.row(t) = embeddings_.row(tokens[t]) + positions_.row(tokens.position(t));
-    }
-    for (auto& block : blocks_) block.forward(H_, tokens.length);
-    logits_ = norm_.forward(H_) * embeddings_.transpose();
-    return logits_;
+    Matrix& H = this->embed(tokens);
+    for (Index t = 0; t < tokens.count(); ++t) H.row(t) += positions_.row(tokens.position(t));
+    return this->run(tokens.length);
   }
   /// From the derivative by the logits of the last forward: adds the gradients of all adapters to those of the set.
-  void backward(const Matrix& dLogits, AdapterSet<Scalar>& set) {
-    Matrix dH = norm_.backward(dLogits * embeddings_);
-    for (auto block = blocks_.rbegin(); block != blocks_.rend(); ++block) block->backward(dH, set);
-  }
-
-  /// visit(Linear&), in the order of the model.
-  template <class Visit>
-  void for_each_linear(const Visit& visit) {
-    for (auto& block : blocks_) block.for_each_linear(visit);
-  }
+  void backward(const Matrix& dLogits, AdapterSet<Scalar>& set) { this->run_backward(dLogits, set); }
 
  private:
   /// Files on the Hub name the tensors without "transformer."; the modules of the model have it.
   static std::string prefix(const Weights<Scalar>& weights) { return weights.has("wte.weight") ? "" : "transformer."; }
 
   Gpt2(const Gpt2Config& config, const Weights<Scalar>& weights)
-      : embeddings_(weights.matrix(prefix(weights) + "wte.weight")),
-        positions_(weights.matrix(prefix(weights) + "wpe.weight")),
-        norm_(weights, prefix(weights) + "ln_f", config.layer_norm_epsilon) {
+      : Gpt2::Transformer(weights.matrix(prefix(weights) + "wte.weight"),
+                          {weights, prefix(weights) + "ln_f", config.layer_norm_epsilon}),
+        positions_(weights.matrix(prefix(weights) + "wpe.weight")) {
     for (Index i = 0; i < config.n_layer; ++i) {
-      blocks_.emplace_back(weights, config, prefix(weights), "h." + std::to_string(i) + ".");
+      this->blocks_.emplace_back(weights, config, prefix(weights), "h." + std::to_string(i) + ".");
     }
   }
 
-  Matrix embeddings_, positions_;
-  std::vector<Gpt2Block<Scalar>> blocks_;
-  LayerNorm<Scalar> norm_;
-  Matrix H_, logits_;
+  Matrix positions_;
 };
 
 }  // namespace lora::test

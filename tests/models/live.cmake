@@ -3,17 +3,9 @@
 # Arguments: PYTHON (may be empty), HERE (this folder), FOLDER (to fill), TESTS (the program).
 include(${CMAKE_CURRENT_LIST_DIR}/../support/live_python.cmake)
 
-execute_process(COMMAND ${PYTHON} -c "import torch, peft, transformers, safetensors" RESULT_VARIABLE failed
-  ERROR_VARIABLE reason)
-if(failed)
-  message([[
-**********************************************************************
-** SKIPPED: whole models, live, with transformers and PEFT.
-** They cannot be imported, so only the recorded data was compared.
-** To run it, name a Python that has them:
-**   LORA_PARITY_PYTHON=/path/to/venv/bin/python ctest -R models.live
-**********************************************************************]])
-  message("${PYTHON}: ${reason}")
+find_packages(found "whole models, live, with transformers and PEFT; the recorded data was compared" models.live
+  torch peft transformers safetensors)
+if(NOT found)
   return()
 endif()
 

@@ -11,7 +11,6 @@
 #include <filesystem>
 #include <string>
 #include <utility>
-#include <vector>
 
 namespace lora::test {
 
@@ -137,7 +136,7 @@ class LlamaBlock {
   }
 
   /// dH: from the derivative by the output to that by the input.
-  void backward(Matrix& dH, const Rotary<Scalar>& rotary, Index length, AdapterSet<Scalar>& set) {
+  void backward(Matrix& dH, AdapterSet<Scalar>& set, const Rotary<Scalar>& rotary, Index length) {
     const auto dGated = down_.backward(dH, set).array();
     const auto gate = gate_.Y.array();
     const Matrix s = sigmoid(gate);
@@ -172,11 +171,10 @@ class LlamaBlock {
   Matrix Q_, K_, heads_, gated_;
 };
 
-/// A model of a folder of transformers: config.json and model.safetensors, with the head tied to the embeddings.
-template <Real RealScalar>
-class Llama {
+/// A model of a folder of transformers: config.json and model.safetensors.
+template <Real Scalar>
+class Llama : public Transformer<Scalar, LlamaBlock<Scalar>, RmsNorm<Scalar>> {
  public:
-  using Scalar = RealScalar;
   using Matrix = RowMatrix<Scalar>;
 
   explicit Llama(const std::filesystem::path& folder)
@@ -184,40 +182,24 @@ class Llama {
 
   /// One row of logits for each token.
   const Matrix& forward(const Tokens& tokens) {
+    this->embed(tokens);
     length_ = tokens.length;
-    H_.resize(tokens.count(), embeddings_.cols());
-    for (Index t = 0; t < tokens.count(); ++t) H_.row(t) = embeddings_.row(tokens[t]);
-    for (auto& block : blocks_) block.forward(H_, rotary_, length_);
-    logits_ = norm_.forward(H_) * embeddings_.transpose();
-    return logits_;
+    return this->run(rotary_, length_);
   }
   /// From the derivative by the logits of the last forward: adds the gradients of all adapters to those of the set.
-  void backward(const Matrix& dLogits, AdapterSet<Scalar>& set) {
-    Matrix dH = norm_.backward(dLogits * embeddings_);
-    for (auto block = blocks_.rbegin(); block != blocks_.rend(); ++block) block->backward(dH, rotary_, length_, set);
-  }
-
-  /// visit(Linear&), in the order of the model.
-  template <class Visit>
-  void for_each_linear(const Visit& visit) {
-    for (auto& block : blocks_) block.for_each_linear(visit);
-  }
+  void backward(const Matrix& dLogits, AdapterSet<Scalar>& set) { this->run_backward(dLogits, set, rotary_, length_); }
 
  private:
   Llama(const LlamaConfig& config, const Weights<Scalar>& weights)
-      : embeddings_(weights.matrix("model.embed_tokens.weight")),
-        norm_(weights.vector("model.norm.weight"), config.rms_norm_eps),
+      : Llama::Transformer(weights.matrix("model.embed_tokens.weight"),
+                           {weights.vector("model.norm.weight"), config.rms_norm_eps}),
         rotary_(config) {
     for (Index i = 0; i < config.num_hidden_layers; ++i) {
-      blocks_.emplace_back(weights, config, "model.layers." + std::to_string(i) + ".");
+      this->blocks_.emplace_back(weights, config, "model.layers." + std::to_string(i) + ".");
     }
   }
 
-  Matrix embeddings_;
-  std::vector<LlamaBlock<Scalar>> blocks_;
-  RmsNorm<Scalar> norm_;
   Rotary<Scalar> rotary_;
-  Matrix H_, logits_;
   Index length_ = 0;
 };
 

@@ -15,6 +15,7 @@
 #include <lora/io/model_files.hpp>
 #include <lora/io/peft.hpp>
 #include <lora/io/peft_match.hpp>
+#include <lora/io/peft_targets.hpp>
 #include <lora/model/adapter_set.hpp>
 #include <lora/model/model_optimizer.hpp>
 #include <lora/model/targets.hpp>
@@ -161,7 +162,7 @@ struct Adapted {
   /// Strictly: each target of the config has its factors, and nothing else has.
   void load(const std::filesystem::path& folder) {
     const auto adapter = peft::load<Scalar>(folder);
-    peft::require_match(adapter, plan(modules(), {.targets = adapter.config.target_modules}).layers);
+    peft::require_match(adapter, plan(modules(), peft::targets(adapter.config)).layers);
     set.replace(set.active(), peft::model_adapter(adapter));
   }
   peft::Adapter<Scalar> adapter(const Case& what) const {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What the small transformers share: weights by name, linear layers with adapters, causal attention, the loss.
+// What the small transformers share: weights by name, linear layers with adapters, causal attention, the frame around
+// the blocks, the loss.
 #pragma once
 
 #include <lora/adapter/lora_linear.hpp>
@@ -140,6 +141,51 @@ class CausalAttention {
 
   Index heads_, sharing_, length_ = 0;
   std::vector<RowMatrix<Scalar>> probabilities_;
+};
+
+/// Embeddings, blocks, a norm and a head that is tied to the embeddings. A Block has `forward(H, context...)`,
+/// `backward(dH, set, context...)` and `for_each_linear`; the context is what all blocks get beside the activations.
+template <Real RealScalar, class Block, class Norm>
+class Transformer {
+ public:
+  using Scalar = RealScalar;
+  using Matrix = RowMatrix<Scalar>;
+
+  /// visit(Linear&), in the order of the model.
+  template <class Visit>
+  void for_each_linear(const Visit& visit) {
+    for (Block& block : blocks_) block.for_each_linear(visit);
+  }
+
+ protected:
+  Transformer(Matrix embeddings, Norm norm) : embeddings_(std::move(embeddings)), norm_(std::move(norm)) {}
+
+  /// H, a row for each token.
+  Matrix& embed(const Tokens& tokens) {
+    H_.resize(tokens.count(), embeddings_.cols());
+    for (Index t = 0; t < tokens.count(); ++t) H_.row(t) = embeddings_.row(tokens[t]);
+    return H_;
+  }
+  /// From H to one row of logits for each token.
+  template <class... Context>
+  const Matrix& run(const Context&... context) {
+    for (Block& block : blocks_) block.forward(H_, context...);
+    logits_ = norm_.forward(H_) * embeddings_.transpose();
+    return logits_;
+  }
+  /// From the derivative by the logits of the last `run`: adds the gradients of all adapters to those of the set.
+  template <class... Context>
+  void run_backward(const Matrix& dLogits, AdapterSet<Scalar>& set, const Context&... context) {
+    Matrix dH = norm_.backward(dLogits * embeddings_);
+    for (auto block = blocks_.rbegin(); block != blocks_.rend(); ++block) block->backward(dH, set, context...);
+  }
+
+  Matrix embeddings_;
+  std::vector<Block> blocks_;
+
+ private:
+  Norm norm_;
+  Matrix H_, logits_;
 };
 
 /// The mean of -log p(next token) over all tokens that have a next one in their sequence. Fills `gradient` with the

@@ -19,11 +19,11 @@ namespace {
 
 constexpr Index n = 13, m = 11, r = 3;
 
-/// As many names as the aggregate has fields, all different.
-template <class Aggregate>
-void check_names(const Aggregate& value) {
+/// As many names as the aggregate has fields, all different. It may list those of one field in that field's place.
+template <class Aggregate, class... Inlined>
+void check_names(const Aggregate& value, const Inlined&... inlined) {
   const auto names = field_names(value);
-  CHECK(names.size() == aggregate_size<Aggregate>());
+  CHECK(names.size() == (aggregate_size<Aggregate>() + ... + (field_names(inlined).size() - 1)));
   CHECK(std::set<std::string>(names.begin(), names.end()).size() == names.size());
 }
 
@@ -89,14 +89,18 @@ TEMPLATE_TEST_CASE("states list every field", "[optim][fields]", float, double) 
   check_names(PerFactor{adamw}.template init<TestType>(n, m, r));
   check_names(FullFineTuning{adamw}.init(ColMatrix<TestType>(n, m)));
   check_names(Factors<TestType>());
-  check_names(LoraState<TestType>());
+  check_names(AdapterState<TestType>());
+  check_names(LoraState<TestType>(), AdapterState<TestType>());
   check_names(typename WeightSpace<LoraPro, TestType>::State{});
 
   check_copies(adamw.init<TestType>(n, r));
   check_copies(momentum.init<TestType>(n, r));
   check_copies(FullFineTuning{adamw}.init(ColMatrix<TestType>(n, m)));
   check_copies(Factors<TestType>::zero(n, m, r));
-  check_copies(LoraState<TestType>{Factors<TestType>::zero(n, m, r), Factors<TestType>::zero(n, m, r)});
+  auto adapter = AdapterState<TestType>::zero(n, m, {.rank = r});
+  adapter.initial = adapter.factors;
+  check_copies(adapter);
+  check_copies(LoraState<TestType>{adapter});
   for_each_pair_method([](const auto& method, const char* name) {
     INFO(name);
     check_copies(method.template init<TestType>(n, m, r));

@@ -180,4 +180,12 @@ inline constexpr double llama_bound = 1e-5;
 /// The same with weights and activations of products rounded to bfloat16 (8 bits), in the loss.
 inline constexpr double llama_bf16_bound = 3e-2;
 
+// ---- draws
+
+/// How far a count of `draws` independent events of that probability strays: six standard deviations, 2e-9 of them
+/// beyond. The seeds are fixed, so a test that passes passes for ever.
+inline double count_deviation(double draws, double probability) {
+  return 6 * std::sqrt(draws * probability * (1 - probability));
+}
+
 }  // namespace lora::test

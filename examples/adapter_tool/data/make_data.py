@@ -6,6 +6,7 @@ llama/               model.safetensors (weights in F32, F16 and BF16), config.js
 gpt2/                the same with Conv1D's [in, out] and names as on the hub, without "transformer."
 *_adapter/           PEFT adapters; llama_adapter has patterns of ranks and alphas
 *_merged.safetensors the models with the adapters in them
+llama_parts/         llama in two files with an index, as transformers saves it; llama_parts_merged/ likewise
 
 Nothing is random. To remake them: pip install safetensors torch
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).parent
 METADATA = {"format": "pt", "made_by": f"make_data.py, safetensors {safetensors.__version__}"}
@@ -49,6 +50,21 @@ def make(name: str, config: dict, model: dict, modules: dict, adapter: dict, pre
     save_file(factors, folder / "adapter_model.safetensors", {"format": "pt"})
     whole = {"base_model_name_or_path": None, "peft_type": "LORA", "task_type": "CAUSAL_LM"} | adapter
     (folder / "adapter_config.json").write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n")
+
+
+def make_parts(name: str, model: dict) -> None:
+    folder = HERE / name
+    folder.mkdir(exist_ok=True)
+    keys, files = sorted(model), [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    metadata = {"format": "pt"}  # one key: safetensors writes several in any order
+    halves = keys[: len(keys) // 2], keys[len(keys) // 2 :]
+    for file, half in zip(files, halves):
+        save_file({key: model[key] for key in half}, folder / file, metadata)
+    index = {
+        "metadata": {"total_size": sum(tensor.nbytes for tensor in model.values())},
+        "weight_map": {key: file for file, half in zip(files, halves) for key in half},
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def llama() -> None:
@@ -98,3 +114,5 @@ def gpt2() -> None:
 if __name__ == "__main__":
     llama()
     gpt2()
+    make_parts("llama_parts", load_file(HERE / "llama/model.safetensors"))
+    make_parts("llama_parts_merged", load_file(HERE / "llama_merged.safetensors"))

@@ -8,7 +8,6 @@
 #include <lora/core/matrix.hpp>
 #include <lora/core/scaling.hpp>
 
-#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -36,10 +35,30 @@ struct AdapterState {
     return {config, s, Factors<Scalar>::zero(n, m, config.rank), {}};
   }
 
+  bool has_offset() const { return initial.rank() > 0; }
   /// A B - A0 B0 as one pair, of rank r or 2r; W is W0 + scale times its product.
-  Factors<Scalar> delta() const { return initial.rank() == 0 ? factors : difference(factors, initial); }
+  Factors<Scalar> delta() const { return has_offset() ? difference(factors, initial) : factors; }
   /// r (n + m): how many numbers are trained.
   Index parameters() const { return factors.parameters(); }
+
+  /// For a weight of n x m; `name` begins the messages. O(1), so the factors are not searched for NaN.
+  /// \throws ConfigError  a field of `config` out of range; scale not finite. \throws ShapeError  factors or initial
+  /// factors are unfit.
+  template <class... Name>
+  void check(Index n, Index m, const Name&... name) const {
+    config.check(n, m, name...);
+    detail::require<ConfigError>(std::isfinite(static_cast<Scalar>(scale)), name..., ": scale must be finite, got ",
+                                 scale);
+    detail::require_factors(ConstFactorsView<Scalar>(factors), n, m, config.rank, name..., ":");
+    if (!has_offset()) return;
+    detail::require_factors(ConstFactorsView<Scalar>(initial), n, m, config.rank, name..., ": initial");
+  }
+  /// \throws NumericalError  NaN or infinity in a factor.
+  template <class... Name>
+  void check_finite(const Name&... name) const {
+    detail::require_finite(ConstFactorsView<Scalar>(factors), name..., ":");
+    detail::require_finite(ConstFactorsView<Scalar>(initial), name..., ": initial");
+  }
 
   bool operator==(const AdapterState&) const = default;
   static void fields(auto& self, const auto& visit) {
@@ -50,55 +69,36 @@ struct AdapterState {
   }
 };
 
-/// What training and switching have made of a LoRA layer: all but the frozen (base and bias) and the configuration.
+/// What training and switching have made of a LoRA layer: all but the frozen, base and bias.
 template <Real Scalar>
 struct LoraState {
-  Factors<Scalar> factors;  ///< A and B
-  Factors<Scalar> initial;  ///< A0 and B0 of an offset start; of rank 0 where there is none
-  double scale = 1;         ///< s, with what `set_scale` made of it
+  AdapterState<Scalar> adapter;
   bool enabled = true;
   bool baked = false;  ///< the base holds the offset
 
   bool operator==(const LoraState&) const = default;
+  /// In one list with those of the adapter, as files have them.
   static void fields(auto& self, const auto& visit) {
-    visit("factors", self.factors);
-    visit("initial", self.initial);
-    visit("scale", self.scale);
+    AdapterState<Scalar>::fields(self.adapter, visit);
     visit("enabled", self.enabled);
     visit("baked", self.baked);
   }
 
-  bool has_offset() const { return initial.rank() > 0; }
-  /// For a weight of n x m at rank r; `name` begins the messages. \throws ShapeError, NumericalError  factors or
-  /// initial factors are unfit. \throws ConfigError  scale not finite. \throws StateError  baked, but off or without an
-  /// offset.
-  void check(Index n, Index m, Index r, const char* name) const {
-    const ConstFactorsView<Scalar> pair(factors), start(initial);
-    detail::require_factors(pair, n, m, r, name, ": factors");
-    detail::require_finite(pair, name, ": factors");
-    if (has_offset()) detail::require_factors(start, n, m, r, name, ": initial");
-    detail::require_finite(start, name, ": initial");
-    detail::require<ConfigError>(std::isfinite(static_cast<Scalar>(scale)), name, ": scale must be finite, got ",
-                                 scale);
-    detail::require<StateError>(!baked || (enabled && has_offset()), name,
+  /// For a layer of that config on a weight of n x m; `name` begins the messages. \throws ConfigError  of another
+  /// config; and as `AdapterState::check`. \throws NumericalError  factors not finite. \throws StateError  baked, but
+  /// off or without an offset.
+  void check(const LoraConfig& config, Index n, Index m, const char* name) const {
+    const auto& own = adapter.config;
+    detail::require<ConfigError>(own == config, name, ": config must be the layer's, of rank ", config.rank, ", alpha ",
+                                 config.alpha, ", dropout ", config.dropout, ", got rank ", own.rank, ", alpha ",
+                                 own.alpha, ", dropout ", own.dropout,
+                                 own.scaling == config.scaling ? "" : " and the other scaling");
+    adapter.check(n, m, name);
+    adapter.check_finite(name);
+    detail::require<StateError>(!baked || (enabled && adapter.has_offset()), name,
                                 ": a baked state must be enabled and have an offset, got one ",
                                 enabled ? "without an offset" : "that is switched off");
   }
 };
 
-namespace detail {
-
-/// Throws unless the adapter fits a layer of n x m; O(1), so the factors are not searched for NaN.
-template <Real Scalar, class... Name>
-void require_adapter(const AdapterState<Scalar>& state, Index n, Index m, const Name&... name) {
-  state.config.check(n, m, name...);
-  require<ConfigError>(std::isfinite(static_cast<Scalar>(state.scale)), name..., ": scale must be finite, got ",
-                       state.scale);
-  require_factors(ConstFactorsView<Scalar>(state.factors), n, m, state.config.rank, name..., ":");
-  if (state.initial.rank() > 0) {
-    require_factors(ConstFactorsView<Scalar>(state.initial), n, m, state.config.rank, name..., ": initial");
-  }
-}
-
-}  // namespace detail
 }  // namespace lora

@@ -6,14 +6,13 @@
 #include <lora/adapter/adapter_state.hpp>
 #include <lora/adapter/anchor.hpp>
 #include <lora/adapter/lora_config.hpp>
+#include <lora/adapter/low_rank_branch.hpp>
+#include <lora/base/base_of.hpp>
 #include <lora/base/frozen_base.hpp>
-#include <lora/base/owned_base.hpp>
-#include <lora/base/view_base.hpp>
 #include <lora/core/error.hpp>
 #include <lora/core/factors.hpp>
 #include <lora/core/random.hpp>
 #include <lora/core/saved_state.hpp>
-#include <lora/core/scaling.hpp>
 #include <lora/init/initializer.hpp>
 #include <lora/linalg/dense.hpp>
 #include <lora/linalg/product.hpp>
@@ -51,10 +50,9 @@ class LoraLinear {
   using State = LoraState<Scalar>;
 
   /// \throws ConfigError  rank outside [1, min(n, m)]; alpha not positive or not finite; dropout outside [0, 1).
-  LoraLinear(Base base, LoraConfig config) : base_(std::move(base)), config_(config) {
+  LoraLinear(Base base, LoraConfig config) : base_(std::move(base)) {
     config.check(in_features(), out_features(), "LoraLinear");
-    scale_ = lora::scale(config.alpha, config.rank, config.scaling);
-    factors_ = Factors<Scalar>::zero(in_features(), out_features(), config.rank);
+    adapter_ = AdapterState<Scalar>::zero(in_features(), out_features(), config);
     if constexpr (requires { base_.bias(); }) bias_.assign(base_.bias().begin(), base_.bias().end());
   }
 
@@ -62,15 +60,11 @@ class LoraLinear {
 
   Index in_features() const { return base_.rows(); }   ///< n
   Index out_features() const { return base_.cols(); }  ///< m
-  Index rank() const { return config_.rank; }          ///< r
-  const LoraConfig& config() const { return config_; }
+  Index rank() const { return config().rank; }         ///< r
+  const LoraConfig& config() const { return adapter_.config; }
   const Base& base() const { return base_; }
   std::string describe() const {
-    std::string text = "LoRA of rank ";
-    detail::append(text, rank());
-    detail::append(text, ", scale ");
-    detail::append(text, scale());
-    return text + " on " + base_.describe();
+    return detail::joined("LoRA of rank ", rank(), ", scale ", scale(), " on ", base_.describe());
   }
   bool operator==(const LoraLinear&) const requires std::equality_comparable<Base>
   = default;
@@ -82,16 +76,14 @@ class LoraLinear {
   /// ShapeError, NumericalError  the initializer's result is unfit.
   template <Initializer<Base> Init>
   void initialize(const Init& init, Random& random) {
-    require_unmerged("initialize");
-    require_unbaked("initialize");
+    require_base_as_given("initialize");
     begin(init(base_, rank(), scale(), random));
   }
   /// The same for an initializer that needs the gradient G (n x m) with respect to the weight.
   /// \throws ShapeError  the gradient is not n x m.
   template <LinearOperator Gradient, GradientInitializer<Base, Gradient> Init>
   void initialize(const Init& init, const Gradient& gradient, Random& random) {
-    require_unmerged("initialize");
-    require_unbaked("initialize");
+    require_base_as_given("initialize");
     detail::require_shape(gradient, in_features(), out_features(), "LoraLinear::initialize: gradient");
     begin(init(base_, gradient, rank(), scale(), random));
   }
@@ -100,34 +92,30 @@ class LoraLinear {
   /// \throws StateError  while merged: the base would keep the old product.
   FactorsView<Scalar> factors() {
     require_unmerged("factors");
-    return factors_;
+    return adapter_.factors;
   }
-  const Factors<Scalar>& factors() const { return factors_; }
+  const Factors<Scalar>& factors() const { return adapter_.factors; }
   /// Takes over factors from elsewhere (a file, another layer).
   /// \throws ShapeError  not n x r and r x m. \throws NumericalError  not finite. \throws StateError  while merged.
   void set_factors(const ConstFactorsView<Scalar>& factors) {
     require_unmerged("set_factors");
     detail::require_factors(factors, in_features(), out_features(), rank(), "LoraLinear::set_factors:");
     detail::require_finite(factors, "LoraLinear::set_factors:");
-    factors_.A = factors.A;
-    factors_.B = factors.B;
+    adapter_.factors.A = factors.A;
+    adapter_.factors.B = factors.B;
   }
   /// A0 and B0 of an offset start; of rank 0 where there is none.
-  const Factors<Scalar>& initial_factors() const { return initial_; }
+  const Factors<Scalar>& initial_factors() const { return adapter_.initial; }
 
   /// The adapter without the base, as a value; relates to the base as it was given (before `bake`).
-  AdapterState<Scalar> adapter() const { return {config_, scale_, factors_, initial_}; }
+  AdapterState<Scalar> adapter() const { return adapter_; }
   /// Exchanges the adapter for another one of any rank, in O(1): no factor is copied or searched for NaN. What was
   /// saved by a forward before does not fit a backward after. \throws StateError  while merged; once baked. \throws
   /// ConfigError, ShapeError  the other one does not fit the weight.
   void swap(AdapterState<Scalar>& other) {
-    require_unmerged("swap");
-    require_unbaked("swap");
-    detail::require_adapter(other, in_features(), out_features(), "LoraLinear::swap");
-    std::swap(config_, other.config);
-    std::swap(scale_, other.scale);
-    std::swap(factors_, other.factors);
-    std::swap(initial_, other.initial);
+    require_base_as_given("swap");
+    other.check(in_features(), out_features(), "LoraLinear::swap");
+    std::swap(adapter_, other);
   }
   Anchor& anchor() { return anchor_; }  ///< by which an `AdapterSet` notices that the layer was moved
 
@@ -139,7 +127,7 @@ class LoraLinear {
   /// \throws StateError  while merged.
   State state() const {
     require_unmerged("state");
-    return {factors_, initial_, scale_, enabled_, baked_};
+    return {adapter_, enabled_, baked_};
   }
   /// Goes on from a state of a layer with this base and configuration; where that one was baked, bakes the offset.
   /// \throws as `prepare`; nothing has changed then.
@@ -157,10 +145,9 @@ class LoraLinear {
   /// The other part. The factors stay where they are in memory.
   void commit(Prepared&& prepared) noexcept {
     auto& [state, baked] = prepared;
-    factors_.A = state.factors.A;
-    factors_.B = state.factors.B;
-    initial_ = std::move(state.initial);
-    scale_ = state.scale;
+    adapter_.factors = state.adapter.factors;  // copied, not moved: views of the factors stay where they were
+    adapter_.initial = std::move(state.adapter.initial);
+    adapter_.scale = state.adapter.scale;
     enabled_ = state.enabled;
     if (baked) base_ = std::move(*baked);
     baked_ = state.baked;
@@ -168,23 +155,21 @@ class LoraLinear {
 
   // ---- scale and switch ----
 
-  double scale() const { return scale_; }
+  double scale() const { return adapter_.scale; }
   /// Overrides s at run time (0 silences the branch, a negative s subtracts it); a forward keeps its own s for its
   /// backward. \throws ConfigError  not finite. \throws StateError  while merged; once baked, for the base holds s A0
   /// B0.
   void set_scale(double scale) {
-    require_unmerged("set_scale");
-    require_unbaked("set_scale");
+    require_base_as_given("set_scale");
     detail::require<ConfigError>(std::isfinite(static_cast<Scalar>(scale)),
                                  "LoraLinear::set_scale: scale must be finite, got ", scale);
-    scale_ = scale;
+    adapter_.scale = scale;
   }
   void enable() { enabled_ = true; }
   /// From now on the base alone; nothing is lost. \throws StateError  while merged, the branch is in the base; once
   /// baked, the base is no longer the one that was given.
   void disable() {
-    require_unmerged("disable");
-    require_unbaked("disable");
+    require_base_as_given("disable");
     enabled_ = false;
   }
   bool enabled() const { return enabled_; }
@@ -192,9 +177,7 @@ class LoraLinear {
   /// The bias of the frozen layer (m numbers, or none to remove it), passed through and never trained.
   /// \throws ShapeError  not m numbers.
   void set_bias(std::span<const Scalar> bias) {
-    detail::require<ShapeError>(bias.empty() || std::ssize(bias) == out_features(),
-                                "LoraLinear::set_bias: bias must hold m = ", out_features(), " numbers, got ",
-                                bias.size());
+    detail::require_bias(bias, out_features(), "LoraLinear::set_bias");
     bias_.assign(bias.begin(), bias.end());
   }
   std::span<const Scalar> bias() const { return bias_; }
@@ -229,26 +212,27 @@ class LoraLinear {
   Index cols() const { return out_features(); }
   void multiply(const ConstRows<Scalar>& X, Rows<Scalar> Y) const {
     base_.multiply(X, Y);
-    if (active()) add_branch(X, Y, scratch());
+    if (active()) branch(scale()).forward(X, Y, scratch().P.reshape(X.rows(), rank()), scratch().Q);
   }
   void multiply_transposed(const ConstRows<Scalar>& dY, Rows<Scalar> dX) const {
     base_.multiply_transposed(dY, dX);
     if (!active()) return;
-    const auto Q = input_side(dY, scale_, scratch());
-    add_branch_transposed(dY, scale_, Q, dX);
+    auto& Q = scratch().Q;
+    branch(scale()).input_side(dY, Q);
+    branch(scale()).add_input_gradient(dY, Q, dX);
   }
 
   // ---- merging ----
 
   /// The low-rank difference to the base as an ordinary pair: (A, B), after an offset start ([A A0], [B; -B0]) of rank
   /// 2r. The layer's weight is W0 + scale() A B of this pair, for the base as it was given (before `bake`).
-  Factors<Scalar> delta() const { return initial_.rank() == 0 ? factors_ : difference(factors_, initial_); }
+  Factors<Scalar> delta() const { return adapter_.delta(); }
   /// W0 + s A B (n x m), in memory of its own.
   ColMatrix<Scalar> merged_weight() const {
     ColMatrix<Scalar> weight = to_dense(base_);
     if (merged()) return weight;
-    const auto change = branch();
-    add_product(weight, scale_, change.A, change.B);
+    const auto change = difference_to_base();
+    add_product(weight, scale(), change.A, change.B);
     return weight;
   }
   /// Puts the offset of a start (LoRA-GA, PiSSA) into the owned base for good, W0 <- W0 - s A0 B0, so that the branch
@@ -258,11 +242,10 @@ class LoraLinear {
     static_assert(
         requires(Base & base, const Factors<Scalar>& pair) { base.bake(pair, 1.0); },
         "lora: bake needs a base that owns its weight (OwnedBase); a view is never written");
-    require_unmerged("bake");
-    require_unbaked("bake");
+    require_base_as_given("bake");
     detail::require<StateError>(enabled_, "LoraLinear::bake: enable first, got a layer that is switched off");
-    detail::require<StateError>(initial_.rank() > 0, "LoraLinear::bake: needs a start with an offset, got none");
-    base_.bake(initial_, -scale_);
+    detail::require<StateError>(adapter_.has_offset(), "LoraLinear::bake: needs a start with an offset, got none");
+    base_.bake(adapter_.initial, -scale());
     baked_ = true;
   }
   bool baked() const { return baked_; }
@@ -272,7 +255,7 @@ class LoraLinear {
     static_assert(MergeableBase<Base>,
                   "lora: merge needs a base that owns its weight (OwnedBase); a view is never written");
     detail::require<StateError>(enabled_, "LoraLinear::merge: enable first, got a layer that is switched off");
-    base_.merge(branch(), scale_);
+    base_.merge(difference_to_base(), scale());
   }
   /// Restores the base bit for bit. \throws StateError  not merged.
   void unmerge() {
@@ -290,45 +273,42 @@ class LoraLinear {
   void require_unmerged(const char* function) const {
     detail::require<StateError>(!merged(), "LoraLinear::", function, ": unmerge first, got a merged layer");
   }
-  void require_unbaked(const char* function) const {
+  void require_base_as_given(const char* function) const {
+    require_unmerged(function);
     detail::require<StateError>(!baked_, "LoraLinear::", function,
                                 ": needs the base as it was given, got one with an offset baked into it");
   }
   bool active() const { return enabled_ && !merged(); }
-  bool has_offset() const { return initial_.rank() > 0 && !baked_; }
-  /// What the layer adds to the base as it is now.
-  Factors<Scalar> branch() const { return baked_ ? factors_ : delta(); }
+  /// What the layer adds to the base as it is now: as a pair, and as formulas at some scale.
+  Factors<Scalar> difference_to_base() const { return baked_ ? factors() : delta(); }
+  LowRankBranch<Scalar> branch(double scale) const {
+    return baked_ ? LowRankBranch<Scalar>(factors(), scale)
+                  : LowRankBranch<Scalar>(factors(), initial_factors(), scale);
+  }
 
   void begin(Start<Scalar> start) {
     const ConstFactorsView<Scalar> factors(start.factors);
     detail::require_factors(factors, in_features(), out_features(), rank(), "LoraLinear::initialize: start");
     detail::require_finite(factors, "LoraLinear::initialize: start");
-    initial_ = start.offset == Offset::SubtractInitial ? start.factors : Factors<Scalar>();
-    factors_.A = start.factors.A;  // copied, not moved: views of the factors stay where they were
-    factors_.B = start.factors.B;
+    adapter_.initial = start.offset == Offset::SubtractInitial ? start.factors : Factors<Scalar>();
+    adapter_.factors = start.factors;  // copied, not moved: views of the factors stay where they were
   }
 
   void run(const ConstRows<Scalar>& X, Rows<Scalar> Y, Saved& saved, Random* random) const {
-    detail::require<ShapeError>(X.cols() == in_features(), "LoraLinear::forward: X must be b x n = b x ", in_features(),
-                                ", got ", detail::shape(X));
-    detail::require_shape(Y, X.rows(), out_features(), "LoraLinear::forward: Y");
-    detail::require<ShapeError>(!detail::overlap(X, Y),
-                                "LoraLinear::forward: Y must not lie in X's memory, got overlapping memory");
+    detail::require_activations(X, Y, in_features(), out_features(), "LoraLinear::forward");
     saved.branch = Branch::NoForward;  // until all is there
     base_.multiply(X, Y);
     if (!bias_.empty()) Y.rowwise() += Eigen::Map<const Eigen::RowVectorX<Scalar>>(bias_.data(), out_features());
     saved.remember(X);
-    saved.scale = scale_;
+    saved.scale = scale();
     if (!active()) {
       saved.branch = Branch::Off;
-    } else if (random != nullptr && config_.dropout > 0) {
-      saved.draw_mask(config_.dropout, *random);
-      add_branch(saved.drop(X), Y, saved);
-      saved.branch = Branch::Dropped;
-    } else {
-      add_branch(X, Y, saved);
-      saved.branch = Branch::Plain;
+      return;
     }
+    const bool drop = random != nullptr && config().dropout > 0;
+    if (drop) saved.draw_mask(config().dropout, *random);
+    branch(scale()).forward(drop ? saved.drop(X) : X, Y, saved.P.reshape(X.rows(), rank()), saved.Q);
+    saved.branch = drop ? Branch::Dropped : Branch::Plain;
   }
 
   void run_backward(const ConstRows<Scalar>& dY, Saved& saved, FactorsView<Scalar> gradient, Rows<Scalar>* dX) const {
@@ -336,7 +316,7 @@ class LoraLinear {
                                     (saved.branch == Branch::Off || saved.P.view().cols() == rank()),
                                 "LoraLinear::backward: needs the saved state of a forward of this layer, got none");
     detail::require<StateError>(!merged(), "LoraLinear::backward: unmerge before training, got a merged layer");
-    detail::require<StateError>(config_.dropout == 0 || saved.branch != Branch::Plain,
+    detail::require<StateError>(config().dropout == 0 || saved.branch != Branch::Plain,
                                 "LoraLinear::backward: training with dropout needs forward(X, Y, saved, random), got a "
                                 "forward without a generator");
     detail::require_shape(dY, saved.tokens, out_features(), "LoraLinear::backward: dY");
@@ -344,54 +324,28 @@ class LoraLinear {
     detail::require_factors(ConstFactorsView<Scalar>(gradient), A_moves ? in_features() : 0, out_features(), rank(),
                             "LoraLinear::backward: gradient");
     if (dX != nullptr) {
-      detail::require_shape(*dX, saved.tokens, in_features(), "LoraLinear::backward: dX");
-      detail::require<ShapeError>(
-          !detail::overlap(dY, *dX) && !(A_moves && detail::overlap(saved.input(), *dX)),
-          "LoraLinear::backward: dX must not lie in X's or dY's memory, got overlapping memory");
+      const auto X = A_moves ? saved.input() : ConstRows<Scalar>(nullptr, 0, 0);
+      detail::require_input_gradient(X, dY, *dX, in_features(), "LoraLinear::backward");
       base_.multiply_transposed(dY, *dX);
     }
     if (saved.branch == Branch::Off) return;
 
     const bool dropped = saved.branch == Branch::Dropped;
-    const auto X = saved.input();
-    add_product(gradient.B, 1, saved.P.view().transpose(), dY);
-    if (!A_moves && dX == nullptr) return;
-    const auto Q = input_side(dY, saved.scale, saved);
-    if (A_moves) add_product(gradient.A, 1, (dropped ? saved.drop(X) : X).transpose(), Q);
+    const auto branch = this->branch(saved.scale);
+    const auto X = [&] { return dropped ? saved.drop(saved.input()) : saved.input(); };
+    branch.add_gradient(dY, saved.P.view(), X, gradient, saved.Q);
     if (dX == nullptr) return;
+    if (!A_moves) branch.input_side(dY, saved.Q);
     if (dropped) {
-      auto branch = saved.masked.view();
-      branch.setZero();
-      add_branch_transposed(dY, saved.scale, Q, branch);
-      dX->array() += branch.array() * saved.mask.view().array();
+      auto part = saved.masked.view();
+      part.setZero();
+      branch.add_input_gradient(dY, saved.Q, part);
+      dX->array() += part.array() * saved.mask.view().array();
     } else {
-      add_branch_transposed(dY, saved.scale, Q, *dX);
+      branch.add_input_gradient(dY, saved.Q, *dX);
     }
   }
 
-  /// Y += s (X A) B - s (X A0) B0; leaves P = s X A in `saved`.
-  void add_branch(const ConstRows<Scalar>& X, Rows<Scalar>& Y, Saved& saved) const {
-    auto P = saved.P.reshape(X.rows(), rank());
-    set_product(P, scale_, X, factors_.A);
-    add_product(Y, 1, P, factors_.B);
-    if (!has_offset()) return;
-    auto P0 = saved.Q.reshape(X.rows(), rank());
-    set_product(P0, scale_, X, initial_.A);
-    add_product(Y, -1, P0, initial_.B);
-  }
-  /// Q = s dY B^T, in `saved`.
-  Rows<Scalar> input_side(const ConstRows<Scalar>& dY, double scale, Saved& saved) const {
-    auto Q = saved.Q.reshape(dY.rows(), rank());
-    set_product(Q, scale, dY, factors_.B.transpose());
-    return Q;
-  }
-  /// dX += Q A^T - s dY B0^T A0^T; Q is overwritten where there is an offset.
-  void add_branch_transposed(const ConstRows<Scalar>& dY, double scale, Rows<Scalar> Q, Rows<Scalar>& dX) const {
-    add_product(dX, 1, Q, factors_.A.transpose());
-    if (!has_offset()) return;
-    set_product(Q, scale, dY, initial_.B.transpose());
-    add_product(dX, -1, Q, initial_.A.transpose());
-  }
   /// For uses of the layer as an operator, in which nothing outlives the call.
   static Saved& scratch() {
     thread_local Saved saved;
@@ -399,9 +353,7 @@ class LoraLinear {
   }
 
   Base base_;
-  LoraConfig config_;
-  double scale_ = 1;
-  Factors<Scalar> factors_, initial_;
+  AdapterState<Scalar> adapter_;
   std::vector<Scalar> bias_;
   bool enabled_ = true, baked_ = false;
   Anchor anchor_;
@@ -410,16 +362,17 @@ class LoraLinear {
 template <FrozenBase Base>
 auto LoraLinear<Base>::prepare(const State& state) const -> Prepared {
   require_unmerged("set_state");
-  state.check(in_features(), out_features(), rank(), "LoraLinear::set_state");
+  state.check(config(), in_features(), out_features(), "LoraLinear::set_state");
+  const auto& [config, s, factors, initial] = state.adapter;
   detail::require<StateError>(
-      !baked_ || (state.baked && state.initial == initial_ && state.scale == scale_),
+      !baked_ || (state.baked && initial == adapter_.initial && s == scale()),
       "LoraLinear::set_state: needs the base as it was given, got one with another offset baked into it");
   Prepared prepared;
   prepared.state_ = state;
   if (!state.baked || baked_) return prepared;
-  if constexpr (requires(Base & base) { base.bake(state.initial, 1.0); }) {
+  if constexpr (requires(Base & base) { base.bake(adapter_.initial, 1.0); }) {
     prepared.baked_ = base_;
-    prepared.baked_->bake(state.initial, -state.scale);
+    prepared.baked_->bake(initial, -s);
   } else {
     detail::require<StateError>(false, "LoraLinear::set_state: a baked state needs a base that owns its weight, got ",
                                 base_.describe());
@@ -428,15 +381,8 @@ auto LoraLinear<Base>::prepare(const State& state) const -> Prepared {
 }
 
 // A matrix that outlives the layer is viewed, a temporary one is taken over.
-template <Real Scalar, int Order>
-LoraLinear(const Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Order>&, LoraConfig)
-    -> LoraLinear<ViewBase<Scalar, Order>>;
-template <Real Scalar, int Order>
-LoraLinear(Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Order>&, LoraConfig)
-    -> LoraLinear<ViewBase<Scalar, Order>>;
-template <Real Scalar, int Order>
-LoraLinear(Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Order>&&, LoraConfig)
-    -> LoraLinear<OwnedBase<Scalar, Order>>;
+template <class Weight>
+LoraLinear(Weight&&, LoraConfig) -> LoraLinear<typename detail::BaseOf<Weight>::Type>;
 
 static_assert(Adapter<LoraLinear<ViewBase<float>>> && FrozenBase<LoraLinear<ViewBase<float>>>);
 

@@ -4,76 +4,25 @@
 #pragma once
 
 #include <lora/adapter/lora_linear.hpp>
+#include <lora/adapter/low_rank_branch.hpp>
 #include <lora/adapter/row_groups.hpp>
+#include <lora/base/base_of.hpp>
 #include <lora/base/frozen_base.hpp>
-#include <lora/base/owned_base.hpp>
-#include <lora/base/view_base.hpp>
 #include <lora/core/buffer.hpp>
 #include <lora/core/error.hpp>
 #include <lora/core/factors.hpp>
 #include <lora/core/views.hpp>
-#include <lora/linalg/product.hpp>
 
 #include <Eigen/Core>
 
-#include <cmath>
 #include <concepts>
 #include <cstddef>
 #include <iterator>
-#include <memory>
 #include <span>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
 namespace lora {
-
-/// One adapter of a mixed batch, as views: what it adds to a row is s ((x A) B - (x A0) B0). Cheap to copy; assigning
-/// lets it show another adapter. The factors must stay in place.
-template <Real RealScalar>
-struct LowRankBranch {
-  using Scalar = RealScalar;
-
-  ConstFactorsView<Scalar> factors;  ///< A (n x r), B (r x m)
-  ConstFactorsView<Scalar> initial;  ///< A0, B0 of an offset start (LoRA-GA, PiSSA); of rank 0 where there is none
-  double scale;                      ///< s; 0 leaves the rows to the base
-  double dropout = 0;                ///< of the layer: mixed batches train without
-  bool has_bias = false;             ///< of the layer: the mixed layer must have it too
-
-  /// Factors from anywhere: a trainer's buffers, a file, a `delta()` that was kept.
-  /// \throws ConfigError  scale not finite.
-  LowRankBranch(const ConstFactorsView<Scalar>& pair, double s)
-      : factors(pair), initial({nullptr, 0, 0}, {nullptr, 0, 0}), scale(s) {
-    detail::require<ConfigError>(std::isfinite(static_cast<Scalar>(s)), "LowRankBranch: scale must be finite, got ", s);
-  }
-  /// A layer as it is now, over the base as it was given (before `bake`); of scale 0 where it is switched off.
-  /// \throws StateError  merged.
-  template <FrozenBase Base>
-  LowRankBranch(const LoraLinear<Base>& layer) requires std::same_as<typename Base::Scalar, Scalar>
-      : factors(layer.factors()),
-        initial(layer.initial_factors()),
-        scale(layer.enabled() ? layer.scale() : 0),
-        dropout(layer.config().dropout),
-        has_bias(!layer.bias().empty()) {
-    detail::require<StateError>(!layer.merged(), "LowRankBranch: unmerge first, got a merged layer");
-  }
-  LowRankBranch(Factors<Scalar>&&, double) = delete;  // they would be gone before they are used: give them a name
-  template <FrozenBase Base>
-  LowRankBranch(LoraLinear<Base>&&) = delete;
-
-  LowRankBranch(const LowRankBranch&) = default;
-  LowRankBranch& operator=(const LowRankBranch& other) {
-    if (this != &other) std::construct_at(this, other);  // views are bound anew, never written through
-    return *this;
-  }
-};
-
-template <Real Scalar>
-LowRankBranch(const Factors<Scalar>&, double) -> LowRankBranch<Scalar>;
-template <class Element>
-LowRankBranch(const BasicFactorsView<Element>&, double) -> LowRankBranch<std::remove_const_t<Element>>;
-template <FrozenBase Base>
-LowRankBranch(const LoraLinear<Base>&) -> LowRankBranch<typename Base::Scalar>;
 
 /// What a mixed forward leaves behind for its backward, and scratch. The caller owns it: one per use in training; in
 /// inference one is enough for all layers. Reuse it and it stops allocating.
@@ -146,9 +95,7 @@ class MixedLinear {
   /// The bias of the frozen layer, for all rows: the adapters' own is not looked at. m numbers, or none to remove it.
   /// \throws ShapeError  not m numbers.
   void set_bias(std::span<const Scalar> bias) {
-    detail::require<ShapeError>(bias.empty() || std::ssize(bias) == out_features(),
-                                "MixedLinear::set_bias: bias must hold m = ", out_features(), " numbers, got ",
-                                bias.size());
+    detail::require_bias(bias, out_features(), "MixedLinear::set_bias");
     bias_.assign(bias.begin(), bias.end());
   }
   std::span<const Scalar> bias() const { return bias_; }
@@ -163,9 +110,7 @@ class MixedLinear {
                                 groups.adapters(), " adapters that the groups were made for, got ",
                                 std::ssize(adapters));
     detail::require_shape(X, groups.tokens(), in_features(), "MixedLinear::forward: X");
-    detail::require_shape(Y, groups.tokens(), out_features(), "MixedLinear::forward: Y");
-    detail::require<ShapeError>(!detail::overlap(X, Y),
-                                "MixedLinear::forward: Y must not lie in X's memory, got overlapping memory");
+    detail::require_activations(X, Y, in_features(), out_features(), "MixedLinear::forward");
     Index P_size = 0;
     for (Index g = 0; g < groups.size(); ++g) {
       const LowRankBranch<Scalar> branch = branch_of(adapters, groups[g]);
@@ -187,13 +132,7 @@ class MixedLinear {
     for_each_branch(saved, [&](const RowGroups::Group& group, const LowRankBranch<Scalar>& branch, Rows<Scalar> P) {
       const auto X_a = detail::gathered(X, group, saved.inputs);
       auto Y_a = detail::gathered(Y, group, saved.outputs);
-      set_product(P, branch.scale, X_a, branch.factors.A);
-      add_product(Y_a, 1, P, branch.factors.B);
-      if (branch.initial.rank() > 0) {
-        auto P0 = saved.Q.reshape(P.rows(), branch.initial.rank());
-        set_product(P0, branch.scale, X_a, branch.initial.A);
-        add_product(Y_a, -1, P0, branch.initial.B);
-      }
+      branch.forward(X_a, Y_a, P, saved.Q);
       detail::scatter(Y_a, group, Y);
     });
     saved.complete = true;
@@ -229,7 +168,7 @@ class MixedLinear {
                               ":");
     };
     require_pair(branch.factors, "adapter ");
-    if (branch.initial.rank() > 0) require_pair(branch.initial, "offset of adapter ");
+    if (branch.has_offset()) require_pair(branch.initial, "offset of adapter ");
     detail::require<StateError>(!branch.has_bias || !bias_.empty(),
                                 "MixedLinear::forward: needs the bias of the layer (set_bias), got none, and adapter ",
                                 adapter, " with one");
@@ -273,31 +212,20 @@ class MixedLinear {
       X_is_read = X_is_read || A_moves(gradient);
     }
     if (dX != nullptr) {
-      detail::require_shape(*dX, groups.tokens(), in_features(), "MixedLinear::backward: dX");
-      detail::require<ShapeError>(
-          !detail::overlap(dY, *dX) && !(X_is_read && detail::overlap(saved.input(), *dX)),
-          "MixedLinear::backward: dX must not lie in X's or dY's memory, got overlapping memory");
+      const auto X = X_is_read ? saved.input() : ConstRows<Scalar>(nullptr, 0, 0);
+      detail::require_input_gradient(X, dY, *dX, in_features(), "MixedLinear::backward");
       base_.multiply_transposed(dY, *dX);
     }
 
     for_each_branch(saved, [&](const RowGroups::Group& group, const LowRankBranch<Scalar>& branch, Rows<Scalar> P) {
-      auto gradient = gradient_of(gradients, group);
-      const auto dY_a = detail::gathered(dY, group, saved.outputs);
-      add_product(gradient.B, 1, P.transpose(), dY_a);
-      if (!A_moves(gradient) && dX == nullptr) return;
-      auto Q = saved.Q.reshape(P.rows(), P.cols());
-      set_product(Q, branch.scale, dY_a, branch.factors.B.transpose());
-      if (A_moves(gradient)) {
-        add_product(gradient.A, 1, detail::gathered(saved.input(), group, saved.inputs).transpose(), Q);
-      }
+      const auto gradient = gradient_of(gradients, group);
+      const ConstRows<Scalar> dY_a = detail::gathered(dY, group, saved.outputs);
+      branch.add_gradient(
+          dY_a, P, [&] { return detail::gathered(saved.input(), group, saved.inputs); }, gradient, saved.Q);
       if (dX == nullptr) return;
+      if (!A_moves(gradient)) branch.input_side(dY_a, saved.Q);
       auto dX_a = detail::gathered(*dX, group, saved.inputs);
-      add_product(dX_a, 1, Q, branch.factors.A.transpose());
-      if (branch.initial.rank() > 0) {
-        auto Q0 = saved.Q.reshape(P.rows(), branch.initial.rank());
-        set_product(Q0, branch.scale, dY_a, branch.initial.B.transpose());
-        add_product(dX_a, -1, Q0, branch.initial.A.transpose());
-      }
+      branch.add_input_gradient(dY_a, saved.Q, dX_a);
       detail::scatter(dX_a, group, *dX);
     });
   }
@@ -307,12 +235,7 @@ class MixedLinear {
 };
 
 // A matrix that outlives the layer is viewed, a temporary one is taken over.
-template <Real Scalar, int Order>
-MixedLinear(const Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Order>&)
-    -> MixedLinear<ViewBase<Scalar, Order>>;
-template <Real Scalar, int Order>
-MixedLinear(Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Order>&) -> MixedLinear<ViewBase<Scalar, Order>>;
-template <Real Scalar, int Order>
-MixedLinear(Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Order>&&) -> MixedLinear<OwnedBase<Scalar, Order>>;
+template <class Weight>
+MixedLinear(Weight&&) -> MixedLinear<typename detail::BaseOf<Weight>::Type>;
 
 }  // namespace lora

@@ -79,14 +79,20 @@ inline void append(std::string& text, Shape shape) {
   append(text, shape.cols);
 }
 
+/// The parts as one text.
+template <class... Parts>
+std::string joined(const Parts&... parts) {
+  std::string text;
+  (append(text, parts), ...);
+  return text;
+}
+
 /// Throws `ErrorType` with the parts joined to one message unless `rule` holds.
 template <class ErrorType, class... Parts>
 void require(bool rule, const Parts&... parts) {
   if (rule) [[likely]]
     return;
-  std::string text;
-  (append(text, parts), ...);
-  throw ErrorType(text);
+  throw ErrorType(joined(parts...));
 }
 
 /// Throws ShapeError unless `matrix` is rows x cols; `name` says where and which, as in "LoraLinear::forward: X".

@@ -212,11 +212,8 @@ class CheckpointWriter {
   void own(const std::string& path, const LoraLinear<Base>& layer) {
     text(path + "/in_features", "", field_text(layer.in_features()));
     text(path + "/out_features", "", field_text(layer.out_features()));
-    CheckpointWalk walk(*this);
-    walk.state(path + "/config", "", layer.config());
     if (!layer.bias().empty()) add<typename Base::Scalar>(path + "/bias", {layer.bias().size()}, layer.bias());
-    const auto state = keep<LoraState<typename Base::Scalar>>(layer.state());
-    walk.state(path, "", *state);
+    CheckpointWalk(*this).state(path, "", *keep(layer.state()));
   }
 
  private:
@@ -320,24 +317,22 @@ class CheckpointReader {
   template <class Base>
   void own(const std::string& path, LoraLinear<Base>& layer) {
     using Scalar = typename Base::Scalar;
-    const Index n = layer.in_features(), m = layer.out_features(), r = layer.rank();
+    const Index n = layer.in_features(), m = layer.out_features();
     text(path + "/in_features", "in_features", field_text(n));
     text(path + "/out_features", "out_features", field_text(m));
-    CheckpointWalk walk(*this);
-    walk.state(path + "/config", "", layer.config());
     const auto bias = layer.bias();
     if (!bias.empty()) {
       const auto* tensor = find(path + "/bias", tensor_type<Scalar>(), {bias.size()});
       const bool equal = tensor == nullptr || std::memcmp(tensor->bytes.data(), bias.data(), bias.size_bytes()) == 0;
       if (!equal) differ("bias", "other numbers in the file than here");
     }
-    LoraState<Scalar> state{Factors<Scalar>::zero(n, m, r), {}};
-    if (file_.find(path + "/initial/A") != nullptr) state.initial = Factors<Scalar>::zero(n, m, r);
+    LoraState<Scalar> state{AdapterState<Scalar>::zero(n, m, layer.config())};
+    if (file_.find(path + "/initial/A") != nullptr) state.adapter.initial = Factors<Scalar>::zero(n, m, layer.rank());
     // Into `state` at once: the layer has rules of its own about what it takes over.
     std::vector<std::function<void()>> changes;
     const std::size_t before = differences_.size();
     changes.swap(changes_);
-    walk.state(path, "", state);
+    CheckpointWalk(*this).state(path, "", state);
     changes.swap(changes_);
     if (text_differs_ || differences_.size() > before) return;
     for (const auto& change : changes) change();

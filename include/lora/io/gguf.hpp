@@ -29,6 +29,8 @@ class File {
   const std::vector<Tensor>& tensors() const { return contents_.tensors(); }
   /// \throws FormatError  there is no tensor of that name.
   const Tensor& tensor(std::string_view name) const { return contents_.tensor(name); }
+  /// The tensor's bytes need not stay in memory; see `io::MappedFile::release`.
+  void release(const Tensor& tensor) const { map_.release(tensor.bytes); }
 
  private:
   io::MappedFile map_;

@@ -111,5 +111,10 @@ constexpr Index rotary_source(Index row, Index head_dim) {
   const Index within = row % head_dim;
   return row - within + within % 2 * (head_dim / 2) + within / 2;
 }
+/// The inverse: where llama.cpp has output `row` of Hugging Face's module.
+constexpr Index rotary_place(Index row, Index head_dim) {
+  const Index within = row % head_dim;
+  return row - within + within % (head_dim / 2) * 2 + within / (head_dim / 2);
+}
 
 }  // namespace lora::detail

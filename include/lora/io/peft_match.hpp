@@ -5,6 +5,7 @@
 #include <lora/core/error.hpp>
 #include <lora/core/matrix.hpp>
 #include <lora/io/peft.hpp>
+#include <lora/io/safetensors_header.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -22,10 +23,11 @@ struct MatchReport {
   std::vector<std::string> matched;      ///< layers that get factors
   std::vector<std::string> missing;      ///< layers without factors
   std::vector<std::string> unexpected;   ///< factors without a layer
-  std::vector<std::string> wrong_shape;  ///< "name (adapter 4 x 5, layer 4 x 6)"
+  std::vector<std::string> wrong_shape;  ///< "\"name\" (adapter 4 x 5, layer 4 x 6)", as `describe` shows it
 
   bool complete() const { return missing.empty() && unexpected.empty() && wrong_shape.empty(); }
-  /// Counts in one line, and a line with up to ten names for whatever does not match.
+  /// Counts in one line, and a line with up to ten names, in quotes, for whatever does not match. What a file put into
+  /// its names does no harm to a terminal.
   std::string describe() const {
     std::string text;
     const auto count = [&](std::size_t number, std::string_view what) {
@@ -38,21 +40,21 @@ struct MatchReport {
     count(missing.size(), "missing");
     count(unexpected.size(), "unexpected");
     count(wrong_shape.size(), "of a wrong shape");
-    const auto list = [&](const std::vector<std::string>& names, std::string_view what) {
+    const auto list = [&](const std::vector<std::string>& names, std::string_view what, const auto& shown) {
       if (names.empty()) return;
       constexpr std::size_t most = 10;
       text += '\n';
       text += what;
-      for (std::size_t i = 0; i < std::min(names.size(), most); ++i) text += (i == 0 ? ": " : ", ") + names[i];
+      for (std::size_t i = 0; i < std::min(names.size(), most); ++i) text += (i == 0 ? ": " : ", ") + shown(names[i]);
       if (names.size() > most) {
         text += " and ";
         detail::append(text, names.size() - most);
         text += " more";
       }
     };
-    list(missing, "missing");
-    list(unexpected, "unexpected");
-    list(wrong_shape, "of a wrong shape");
+    list(missing, "missing", &detail::quoted);
+    list(unexpected, "unexpected", &detail::quoted);
+    list(wrong_shape, "of a wrong shape", [](const std::string& entry) { return entry; });
     return text;
   }
   bool operator==(const MatchReport&) const = default;
@@ -79,11 +81,8 @@ MatchReport match(const Adapter<Scalar>& adapter, const Layers& layers) {
     if (factors.in_features() == n && factors.out_features() == m) {
       report.matched.push_back(name);
     } else {
-      std::string text = name + " (adapter ";
-      detail::append(text, detail::Shape{factors.in_features(), factors.out_features()});
-      text += ", layer ";
-      detail::append(text, detail::Shape{n, m});
-      report.wrong_shape.push_back(text + ")");
+      const detail::Shape has{factors.in_features(), factors.out_features()}, needs{n, m};
+      report.wrong_shape.push_back(detail::joined(detail::quoted(name), " (adapter ", has, ", layer ", needs, ")"));
     }
   }
   for (const auto& [name, module] : adapter.modules) {

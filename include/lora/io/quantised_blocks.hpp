@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <span>
 #include <string>
 
@@ -161,6 +162,20 @@ inline void dequantise(Type type, std::span<const std::byte> bytes, std::span<fl
   for (std::size_t i = 0; i < bytes.size() / block; ++i) {
     decode(bytes.data() + i * block, numbers.data() + i * elements);
   }
+}
+
+/// One row alone, the ne[0] numbers that lie together: blocks never run over its end. Costs that row's share of the
+/// whole, as for the embedding of one token.
+/// \throws FormatError  a type that is not of the list above.
+/// \throws ShapeError   `row` not in [0, ne[1] ne[2] ne[3]); `numbers` not ne[0].
+inline void dequantise_row(const Tensor& tensor, Index row, std::span<float> numbers) {
+  const Index rows = tensor.ne[1] * tensor.ne[2] * tensor.ne[3];
+  detail::require<ShapeError>(row >= 0 && row < rows, "dequantise_row: row of tensor \"", tensor.name,
+                              "\" must lie in [0, ", rows, "), got ", row);
+  detail::require<ShapeError>(std::ssize(numbers) == tensor.ne[0], "dequantise_row: row of tensor \"", tensor.name,
+                              "\" must have ", tensor.ne[0], " numbers, got room for ", numbers.size());
+  const std::size_t bytes = tensor.bytes.size() / static_cast<std::size_t>(rows);
+  dequantise(tensor.type, tensor.bytes.subspan(static_cast<std::size_t>(row) * bytes, bytes), numbers);
 }
 
 /// A tensor of two dimensions (or fewer) as W0 (n x m), n = ne[0] inputs, m = ne[1] outputs: Y = X W0.

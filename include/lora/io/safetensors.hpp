@@ -90,6 +90,8 @@ class File {
                                  ", got none of that name");
     return *tensor;
   }
+  /// The tensor's bytes need not stay in memory, if the file is mapped; see `io::MappedFile::release`.
+  void release(const Tensor& tensor) const { mapped_.release(tensor.bytes); }
   const Metadata& metadata() const { return metadata_; }
   /// The path, or what `parse` was told.
   const std::string& name() const { return name_; }

@@ -14,8 +14,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <optional>
+#include <span>
 #include <string_view>
 #include <type_traits>
 #include <vector>
@@ -151,6 +153,26 @@ Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Order> to_matrix(
     }
   });
   return matrix;
+}
+
+/// Row `row` alone of a tensor of at most two dimensions, converted as `to_matrix` converts all of it.
+/// \throws FormatError  as `to_matrix`.
+/// \throws ShapeError   no such row; `numbers` not as many as it has.
+template <Real Scalar>
+void copy_row(const Tensor& tensor, Index row, std::span<Scalar> numbers,
+              std::string_view where = "safetensors::copy_row") {
+  const auto [rows, cols] = detail::matrix_shape(tensor, where);
+  detail::require<ShapeError>(row >= 0 && row < rows, where, ": row must lie in [0, ", rows, "), got ", row);
+  detail::require<ShapeError>(std::ssize(numbers) == cols, where, ": a row must have ", cols, " numbers, got room for ",
+                              numbers.size());
+  const std::byte* from = tensor.bytes.data();
+  detail::visit_number(tensor.type, where, [&](auto kind) {
+    using Stored = decltype(kind);
+    from += static_cast<std::size_t>(row) * numbers.size() * sizeof(Stored);
+    for (std::size_t i = 0; i < numbers.size(); ++i) {
+      numbers[i] = detail::number<Scalar, Stored>(from + i * sizeof(Stored));
+    }
+  });
 }
 
 /// The tensor where it is, where its type is Scalar's own and its address aligned; else none (copy with `to_matrix`).

@@ -354,9 +354,8 @@ class AdapterSet {
       require_alive(*layers_[i], function);
       const auto& handle = *layers_[i]->handle;
       const std::string where = std::string("AdapterSet::") + function + ": layer " + layer_name;
-      detail::require_adapter(state, handle.in_features(), handle.out_features(), where);
-      detail::require_finite(ConstFactorsView<Scalar>(state.factors), where, ":");
-      detail::require_finite(ConstFactorsView<Scalar>(state.initial), where, ": initial");
+      state.check(handle.in_features(), handle.out_features(), where);
+      state.check_finite(where);
       made->parts[i].emplace(Part{std::move(state), {}});
     }
     return made;
@@ -369,7 +368,7 @@ class AdapterSet {
       Part* part = next.part(i);
       if (part == nullptr || layer.resident == &next) continue;
       const Index n = layer.handle->in_features(), m = layer.handle->out_features();
-      detail::require_adapter(part->state, n, m, "AdapterSet::", function, ": layer ", layer.name);
+      part->state.check(n, m, "AdapterSet::", function, ": layer ", layer.name);
       if (layer.gradient.parameters() > 0 && part->gradient.parameters() == 0) {
         part->gradient = Factors<Scalar>::zero(n, m, part->state.config.rank);
       }
