@@ -28,6 +28,7 @@ PROMPTS = (  # after none of them SmolLM2-135M-Instruct ends its text within 64 
     "The 12 months of 2024  and 3 of 2025:\n1. January 2024\n2.",
     "L'\u00e9t\u00e9 \u00e0 Z\u00fcrich \u2014 na\u00efve \u2603 \u65e5\u672c\u8a9e:\n",
 )
+END = "<|im_end|>"  # what the program puts behind a text: the model's eos
 RELATIVE_PERPLEXITY, ADAPTER_LOSS = 1e-3, 1e-3
 
 
@@ -206,7 +207,7 @@ def main() -> None:
     tokenizer = load_tokenizer(options.model)
     if options.text:
         text = options.text.read_bytes().decode("utf-8")
-        options.text_ids = tokenizer.encode(text, add_special_tokens=False).ids
+        options.text_ids = tokenizer.encode(text, add_special_tokens=False).ids + [tokenizer.token_to_id(END)]
     if options.reference:
         record = json.loads(options.reference.read_text(encoding="utf-8"))
     else:

@@ -15,6 +15,7 @@ namespace llm {
 int evaluate(const EvaluateOptions& options) {
   use_threads(options.model);
   const auto weights = Weights::open(options.model.model);
+  require_length(options.length, weights.config());
   const auto tokenizer = open_tokenizer(weights, options.model.model);
   auto data = read_text_data(options.text, options.length, encoder_of(tokenizer));
   std::printf("%s\n", data.summary().c_str());

@@ -29,7 +29,12 @@ struct RunMemory {
 
   Index total() const { return weights + adapters + activations + workspace; }
   std::string describe() const {
-    const auto mib = [](Index bytes) { return std::to_string(bytes >> 20) + " MiB"; };
+    const auto mib = [](Index bytes) {
+      char text[32];
+      const double size = static_cast<double>(bytes) / (1 << 20);
+      std::snprintf(text, sizeof text, "%.*f MiB", size < 10 ? 1 : 0, size);
+      return std::string(text);
+    };
     return mib(total()) + ": weights " + mib(weights) + ", adapters " + mib(adapters) + ", activations " +
            mib(activations) + ", workspace " + mib(workspace);
   }

@@ -30,6 +30,13 @@ inline void use_threads(const ModelOptions& options) {
   if (options.threads > 0) lora::set_threads(options.threads);
 }
 
+/// \throws ConfigError  sequences that the model cannot take.
+inline void require_length(Index length, const LlamaConfig& config) {
+  lora::detail::require<lora::ConfigError>(length >= 1 && length <= config.max_position_embeddings,
+                                           "--length: must lie in [1, ", config.max_position_embeddings,
+                                           "], the model's context, got ", length);
+}
+
 /// From the model's own file or folder. \throws FormatError, IoError.
 inline Tokenizer open_tokenizer(const Weights& weights, const std::filesystem::path& model) {
   return weights.metadata() != nullptr ? Tokenizer::from(*weights.metadata())

@@ -224,6 +224,7 @@ int train(const TrainOptions& options) {
                                                 : Existing::Refuse;
   RunFolder folder(options.out, existing, {portable_name});
   const auto weights = Weights::open(options.model.model);
+  require_length(options.length, weights.config());
   const auto tokenizer = open_tokenizer(weights, options.model.model);
   auto text = read_text_data(options.text, options.length, encoder_of(tokenizer));
   std::printf("%s\n", text.summary().c_str());
