@@ -19,6 +19,8 @@
 
 #include <Eigen/Core>
 
+#include <algorithm>
+#include <initializer_list>
 #include <string>
 #include <utility>
 
@@ -167,6 +169,8 @@ class Block {
   void project(const ConstRows<float>& H, const Rotary& rotary, Index length, Index past, BlockState& state,
                Workspace& work) const {
     const auto X = normed(attention_norm_, H, work);
+    // As large as it gets, so that it stays where the states of several blocks find it.
+    work.gated.reshape(H.rows(), std::max(gate_.layer.out_features(), q_.layer.out_features()));
     {
       const Stopwatch watch(work.profile.products);
       q_.forward(X, state.Q, state.q);

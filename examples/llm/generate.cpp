@@ -69,6 +69,9 @@ int generate(const GenerateOptions& options) {
   if (const auto begin = tokenizer.begin_of_text()) prompt.insert(prompt.begin(), *begin);
   lora::detail::require<lora::ConfigError>(!prompt.empty(), "--prompt: must have a token, got an empty text");
   const Index room = weights.config().max_position_embeddings - std::ssize(prompt);
+  lora::detail::require<lora::ConfigError>(room >= 1, "--prompt: must leave room in the model's context of ",
+                                           weights.config().max_position_embeddings, " tokens, got ",
+                                           std::ssize(prompt));
   lora::detail::require<lora::ConfigError>(options.tokens >= 1 && options.tokens <= room, "--tokens: must lie in [1, ",
                                            room, "], what the model's context of ",
                                            weights.config().max_position_embeddings, " leaves, got ", options.tokens);
@@ -85,7 +88,7 @@ int generate(const GenerateOptions& options) {
     if (options.ids) {
       std::printf("%s%d", i > 0 ? " " : "", static_cast<int>(token));
     } else {
-      if (token == tokenizer.end_of_text()) break;
+      if (token == tokenizer.end_of_text() || (options.chat && token == tokenizer.find("<|im_end|>"))) break;
       printer.add(tokenizer.decode(std::span(&token, 1)));
     }
     if (i + 1 < options.tokens) logits = model->next(cache, std::span(&token, 1));

@@ -14,7 +14,6 @@
 #include <lora/base/frozen_base.hpp>
 #include <lora/core/error.hpp>
 #include <lora/core/views.hpp>
-#include <lora/linalg/batch_gradient.hpp>
 #include <lora/model/adapter_set.hpp>
 
 #include <span>
@@ -70,7 +69,7 @@ class Llama {
   /// \throws ConfigError  a token out of the vocabulary, sequences longer than the model's context.
   double loss(const Batch& batch) {
     embed(batch.tokens, batch.length);
-    states_.resize(1);
+    if (states_.empty()) states_.resize(1);
     for (const auto& block : blocks_) {
       block.forward(hidden_[0].view(), rotary_, batch.length, states_[0], work_, hidden_[1]);
       std::swap(hidden_[0], hidden_[1]);
@@ -89,8 +88,8 @@ class Llama {
       }
     });
   }
-  /// The same, but shows the gradient of each frozen weight, X^T dY without forming it, to visit(name, gradient): what
-  /// LoRA-GA starts from. It must be used within the call.
+  /// The same, but adds to nothing and shows the two halves of each frozen weight's gradient X^T dY to
+  /// visit(name, X, dY): what LoRA-GA starts from. They are there within the call alone.
   template <class Visit>
   double gradients(const Batch& batch, double weight, const Visit& visit) {
     return backward(batch, weight, [&](const Linear<Base>& linear, const auto& dY, auto& saved, Rows<float> dX) {
@@ -117,7 +116,7 @@ class Llama {
                                              cache.capacity - cache.length, " tokens, the room that is left, got ",
                                              count);
     embed(tokens, count);
-    states_.resize(1);
+    if (states_.empty()) states_.resize(1);
     for (std::size_t i = 0; i < blocks_.size(); ++i) {
       blocks_[i].extend(hidden_[0].view(), rotary_, cache.length, cache.keys[i], cache.values[i], states_[0], work_,
                         hidden_[1]);
@@ -158,7 +157,7 @@ class Llama {
   double backward(const Batch& batch, double weight, const Through& through) {
     embed(batch.tokens, batch.length);
     const std::size_t count = blocks_.size();
-    hidden_.resize(count + 1);
+    if (hidden_.size() <= count) hidden_.resize(count + 1);
     states_.resize(keep_ == Keep::All ? count : 1);
     const auto state = [&](std::size_t i) -> BlockState& { return states_[keep_ == Keep::All ? i : 0]; };
     for (std::size_t i = 0; i < count; ++i) {

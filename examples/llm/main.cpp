@@ -5,9 +5,11 @@
 
 #include <CLI/CLI.hpp>
 
+#include <cstdio>
 #include <exception>
 #include <functional>
 #include <iostream>
+#include <new>
 #include <string>
 
 namespace {
@@ -40,7 +42,8 @@ std::string method_names() {
 }
 
 void define_train(CLI::App& command, TrainOptions& train) {
-  const auto positive = CLI::Range(Index{1}, Index{1} << 40);
+  const auto positive = CLI::Range(Index{1}, Index{1} << 20);
+  const auto finite = CLI::Range(0.0, 1e9);
   add_model(command, train.model, false);
   command.add_option("--text", train.text, "a text, or JSON lines of {\"prompt\", \"completion\"}")->required();
   command.add_option("--out", train.out, "the folder of the run")->required();
@@ -49,30 +52,30 @@ void define_train(CLI::App& command, TrainOptions& train) {
       .add_option("--targets", train.targets, "ends of names with commas, as q_proj,v_proj; default all linear layers")
       ->delimiter(',');
   command.add_option("--rank", train.rank, "r")->check(positive)->capture_default_str();
-  command.add_option("--alpha", train.alpha, "s = alpha / r")->check(CLI::PositiveNumber)->capture_default_str();
+  command.add_option("--alpha", train.alpha, "s = alpha / r")->check(CLI::Range(1e-12, 1e9))->capture_default_str();
   command.add_option("--rate", train.learning_rate, "the learning rate; default the method's")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(1e-12, 1e9));
   command.add_option("--schedule", train.schedule, "of the rate")
       ->check(CLI::IsMember({"cosine", "linear", "constant"}))
       ->capture_default_str();
   command.add_option("--warmup", train.warmup, "share of the steps")
       ->check(CLI::Range(0.0, 0.9))
       ->capture_default_str();
-  command.add_option("--weight-decay", train.weight_decay, "decoupled")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
+  command.add_option("--weight-decay", train.weight_decay, "decoupled")->check(finite)->capture_default_str();
   command.add_option("--clip", train.clip, "the largest norm of all gradients together; 0: none")
-      ->check(CLI::NonNegativeNumber)
+      ->check(finite)
       ->capture_default_str();
   command.add_option("--length", train.length, "tokens of a sequence")->check(positive)->capture_default_str();
   command.add_option("--batch", train.batch, "sequences at once")->check(positive)->capture_default_str();
   command.add_option("--accumulate", train.accumulate, "batches for one step")->check(positive)->capture_default_str();
   auto* steps = command.add_option("--steps", train.steps, "of the optimizer; default by epochs")->check(positive);
   command.add_option("--epochs", train.epochs, "times through the text")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(1e-12, 1e9))
       ->excludes(steps)
       ->capture_default_str();
-  command.add_option("--validation", train.validation, "share of the sequences")->capture_default_str();
+  command.add_option("--validation", train.validation, "share of the sequences")
+      ->check(CLI::Range(1e-6, 0.999))
+      ->capture_default_str();
   command.add_option("--evaluate-every", train.evaluate_every, "steps; 0: before and after")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
@@ -108,7 +111,8 @@ void define_evaluate(CLI::App& command, EvaluateOptions& evaluate) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   command.add_option("--batch", evaluate.batch, "sequences at once")->check(CLI::PositiveNumber)->capture_default_str();
-  command.add_option("--validation", evaluate.validation, "only the share that `train` would validate with");
+  command.add_option("--validation", evaluate.validation, "only the share that `train` would validate with")
+      ->check(CLI::Range(0.0, 0.999));
   command.add_option("--seed", evaluate.seed, "of that share, for JSON lines")->capture_default_str();
 }
 
@@ -143,9 +147,16 @@ int main(int argc, char** argv) {
   define_bench(*add("bench", "the speed of training, as JSON", all.bench, bench), all.bench);
   try {
     app.parse(argc, argv);
-    return run();
+    const int status = run();
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+      throw lora::IoError("standard output: must take what is printed, got an error");
+    }
+    return status;
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 1;
+  } catch (const std::bad_alloc&) {
+    std::cerr << "llm: memory: there must be more of it; try --base bf16, a smaller --batch or a shorter --length\n";
+    return 1;
   } catch (const std::exception& error) {
     std::cerr << "llm: " << error.what() << '\n';
     return 1;

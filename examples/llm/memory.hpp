@@ -4,6 +4,7 @@
 
 #include "config.hpp"
 #include "llama.hpp"
+#include "method.hpp"
 #include "model.hpp"
 
 #include <lora/analysis/estimate.hpp>
@@ -12,6 +13,7 @@
 #include <lora/model/targets.hpp>
 #include <lora/optim/sgd.hpp>
 
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <span>
@@ -65,7 +67,7 @@ inline std::vector<lora::ModuleShape> linear_layers(const LlamaConfig& config) {
 template <class Optimizer>
 RunMemory training_memory(const LlamaConfig& config, Storage storage, Keep keep,
                           std::span<const lora::AdaptedLayer> adapted, Index tokens, const Optimizer& optimizer,
-                          bool has_offset) {
+                          const Method& method) {
   constexpr Index size = sizeof(float);
   const lora::EstimateConfig base{.storage = storage == Storage::Float ? lora::BaseStorage::PackedBoth
                                                                        : lora::BaseStorage::PackedBf16};
@@ -74,8 +76,10 @@ RunMemory training_memory(const LlamaConfig& config, Storage storage, Keep keep,
     memory.weights += lora::estimate<float>({n, m, 1, 0}, lora::PerFactor{lora::Sgd{}}, base).bytes.base;
   }
   const auto trained = lora::estimate_model<float>(
-      adapted, tokens, optimizer, {.offset = has_offset ? lora::OffsetStart::Carried : lora::OffsetStart::None});
+      adapted, tokens, optimizer,
+      {.offset = method.has_offset() ? lora::OffsetStart::Carried : lora::OffsetStart::None});
   memory.adapters = trained.total.bytes.total() - trained.total.bytes.saved_state;
+  if (method.uses_gradients()) memory.adapters += 4 * trained.total.bytes.factors;  // sketches, before the first step
 
   const Index hidden = config.hidden_size, wide = config.intermediate_size, layers = config.num_hidden_layers;
   const Index q = config.num_attention_heads * config.head_dim, kv = config.num_key_value_heads * config.head_dim;
@@ -84,8 +88,8 @@ RunMemory training_memory(const LlamaConfig& config, Storage storage, Keep keep,
   memory.activations = size * tokens * ((layers + 1) * hidden + blocks * block) +
                        trained.total.bytes.saved_state / (keep == Keep::All ? 1 : layers);
   memory.workspace =
-      size * (tokens * (4 * hidden + q + 2 * kv + 2 * wide) + head_chunk * (config.vocab_size + 2 * hidden) +
-              config.max_position_embeddings * config.head_dim);
+      size * (tokens * (4 * hidden + q + 2 * kv + wide + std::max(wide, q)) +
+              head_chunk * (config.vocab_size + 2 * hidden) + config.max_position_embeddings * config.head_dim);
   return memory;
 }
 

@@ -26,8 +26,8 @@ struct LayerShape {
 enum class BaseStorage {
   View,           ///< `ViewBase`, `CallbackBase`: nothing of the layer's own
   Owned,          ///< `OwnedBase`: n m scalars
-  PackedForward,  ///< `PackedBase` with one pack: n m scalars, m rounded up to whole panels of two vectors, n to 4
-  PackedBoth,     ///< `PackedBase` with two packs: m n more, rounded likewise
+  PackedForward,  ///< `PackedBase` with one pack: n m scalars, m rounded up to whole panels of two vectors
+  PackedBoth,     ///< `PackedBase` with two packs: m n more, n rounded up
   PackedBf16,     ///< `PackedBf16Base`: two packs of 2 bytes an element, their rows rounded up to 32. Float only
 };
 
@@ -95,9 +95,9 @@ double base_bytes(BaseStorage storage, double n, double m) {
     case BaseStorage::Owned:
       return size * n * m;
     case BaseStorage::PackedForward:
-      return size * up(n, kernel::steps_at_once) * up(m, width);
+      return size * n * up(m, width);
     case BaseStorage::PackedBoth:
-      return size * (up(n, kernel::steps_at_once) * up(m, width) + up(m, kernel::steps_at_once) * up(n, width));
+      return size * (n * up(m, width) + m * up(n, width));
     case BaseStorage::PackedBf16:  // 32 rows are what matrix units take at once
       require<ConfigError>(std::is_same_v<Scalar, float>, "estimate: a bf16 base serves layers of float, got double");
       return 2 * (up(n, 32) * up(m, width) + up(m, 32) * up(n, width));

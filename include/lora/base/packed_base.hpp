@@ -26,7 +26,7 @@ enum class Packs {
 ///
 /// A product is one pass over the pack, without any packing of W0 at run time: near the processor's peak from some tens
 /// of rows on, at the rate of the memory below. Any n, m, b. Runs on `threads()` threads. Allocates nothing once the
-/// calling thread has seen the largest batch; that thread keeps up to 192 max(n, m) scalars for rows of X.
+/// threads have seen the largest batch; each keeps up to 192 max(n, m) scalars for rows of X.
 ///
 /// Results differ from plain Eigen's in the order of sums alone: |Y - X W0| <= gamma_n |X| |W0| elementwise.
 template <Real RealScalar>

@@ -17,7 +17,7 @@ namespace lora::kernel {
 
 /// The kernel of register tiles: `pack` lays out up to `rows` rows of X, `multiply` multiplies them with a stretch of
 /// one panel. `Session` stands for what a thread has to set up before.
-template <class RealWeights, int Padding = steps_at_once * RealWeights::group>
+template <class RealWeights, int Padding = RealWeights::group>
 struct TileKernel {
   using Weights = RealWeights;
   using Scalar = typename Weights::Scalar;

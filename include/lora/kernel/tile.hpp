@@ -97,9 +97,6 @@ struct DenseWeights {
   }
 };
 
-/// What a number of steps is a multiple of.
-inline constexpr int steps_at_once = 4;
-
 /// C (Rows x cols) = or += L W over `steps` groups of rows of W, `stride` elements apart. The element of L for row r
 /// and multiply-add k stands at left[k Rows + r]. With few rows several sums run side by side, which hides
 /// the latency of the additions.
@@ -113,7 +110,6 @@ void tile(Index steps, const typename Weights::Left* left, const typename Weight
   constexpr int vectors = Tile::vectors, lanes = Tile::lanes, cols = Tile::cols, halves = Weights::halves;
   constexpr int sums = Rows * vectors, chains = sums >= 8 ? 1 : sums >= 4 ? 2 : 4;
   constexpr int at_once = std::max(chains, 2);  // steps, which share the cost of the loop and of the fetches
-  static_assert(steps_at_once % at_once == 0);
   constexpr std::uintptr_t lines = std::max(1, Weights::group * cols * int{sizeof(typename Weights::Element)} / 64);
 
   Sum sum[chains * sums];
@@ -134,14 +130,15 @@ void tile(Index steps, const typename Weights::Left* left, const typename Weight
     });
   };
   const bool in_one_line = at_once * ahead.stride <= 64;
-  for (Index k = 0; k < steps; k += at_once) {
-    if (in_one_line) {
-      ahead.fetch(k, 1);
-    } else {
-      ahead.fetch(k, at_once * lines);
-    }
-    unrolled<at_once>([&](auto i) LORA_KERNEL_INLINE { step(k + i, std::integral_constant<int, i % chains>{}); });
+  Index k = 0;
+  for (; k + at_once <= steps; k += at_once) {
+    if (in_one_line) ahead.fetch(k, 1);
+    unrolled<at_once>([&](auto i) LORA_KERNEL_INLINE {
+      if (!in_one_line) ahead.fetch(k + i, lines);
+      step(k + i, std::integral_constant<int, i % chains>{});
+    });
   }
+  for (; k < steps; ++k) step(k, std::integral_constant<int, 0>{});
   unrolled<chains - 1>(
       [&](auto chain) { unrolled<sums>([&](auto i) { sum[i] = padd(sum[i], sum[(chain + 1) * sums + i]); }); });
 
