@@ -174,8 +174,8 @@ inline constexpr double model_gradient = 1e-7;
 /// What 30 steps leave of the loss.
 inline constexpr double model_learnt = 0.5;
 
-/// The demo's Llama against PyTorch in float, relative in norm: logits, the loss, gradients. Both round in every layer in
-/// orders of their own; the largest seen is 1e-6.
+/// The demo's Llama against PyTorch in float, relative in norm: logits, the loss, gradients. Both round in every layer,
+/// in orders of their own; the largest seen is 1e-6.
 inline constexpr double llama_bound = 1e-5;
 /// The same with weights and activations of products rounded to bfloat16 (8 bits), in the loss.
 inline constexpr double llama_bf16_bound = 3e-2;

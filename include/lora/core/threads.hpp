@@ -48,7 +48,7 @@ inline void set_threads(int count) {
 /// Calls `work(first, last)` for contiguous parts of [0, count), one part a thread; in the calling thread alone where
 /// fewer than `least_flops` would not pay for waking the others, or inside a parallel region of the caller's. `work`
 /// must not throw. The parts depend on `count` and on the number of threads alone. A trainer can share out its own
-/// loops so, and stay in the one pool of threads: `parallel_for(rows, 10.0 * size, [&](Index first, Index last) {...});`.
+/// loops so, and stay in the one pool of threads: `parallel_for(rows, 10.0 * size, [&](Index first, Index last) ...)`.
 template <class Work>
 void parallel_for(Index count, double flops, const Work& work) {
 #ifdef _OPENMP
