@@ -227,13 +227,15 @@ class Block {
     const auto gate = state.gate_out.view(), up = state.up_out.view();
     auto dGate = work.gated.view();
     lora::parallel_for(gate.rows(), 30.0 * static_cast<double>(gate.size()), [&](Index first, Index last) {
-      Eigen::Array<float, 1, Eigen::Dynamic> s(gate.cols());
       for (Index t = first; t < last; ++t) {
-        const auto g = gate.row(t).array();
-        auto d = dWide.row(t).array();
-        s = 1 / (1 + (-g).exp());
-        dGate.row(t) = d * up.row(t).array() * s * (1 + g * (1 - s));
-        d *= g * s;
+        dGate.row(t) = (1 + (-gate.row(t).array()).exp()).inverse();
+        float *const d = dWide.row(t).data(), *const s = dGate.row(t).data();
+        const float *const g = gate.row(t).data(), *const u = up.row(t).data();
+        for (Index i = 0; i < gate.cols(); ++i) {
+          const float dGated = d[i], sigmoid = s[i];
+          s[i] = dGated * u[i] * sigmoid * (1 + g[i] * (1 - sigmoid));
+          d[i] = dGated * g[i] * sigmoid;
+        }
       }
     });
     return dGate;

@@ -72,18 +72,17 @@ int generate(const GenerateOptions& options) {
   lora::detail::require<lora::ConfigError>(room >= 1, "--prompt: must leave room in the model's context of ",
                                            weights.config().max_position_embeddings, " tokens, got ",
                                            std::ssize(prompt));
-  lora::detail::require<lora::ConfigError>(options.tokens >= 1 && options.tokens <= room, "--tokens: must lie in [1, ",
-                                           room, "], what the model's context of ",
-                                           weights.config().max_position_embeddings, " leaves, got ", options.tokens);
+  lora::detail::require<lora::ConfigError>(options.tokens >= 1, "--tokens: must be at least 1, got ", options.tokens);
+  const Index count = std::min(options.tokens, room);
   Sampler sampler(options.temperature, options.top_p, options.seed);
 
   const auto model = open_model(weights, options.model.storage(), Keep::Inputs);
   auto set = layers_of(*model);
   load_adapter(options.model, *model, set);
-  auto cache = model->cache(std::ssize(prompt) + options.tokens);
+  auto cache = model->cache(std::ssize(prompt) + count);
   Eigen::RowVectorXf logits = model->next(cache, prompt);
   Printer printer;
-  for (Index i = 0; i < options.tokens; ++i) {
+  for (Index i = 0; i < count; ++i) {
     const Token token = sampler(logits);
     if (options.ids) {
       std::printf("%s%d", i > 0 ? " " : "", static_cast<int>(token));
@@ -91,7 +90,7 @@ int generate(const GenerateOptions& options) {
       if (token == tokenizer.end_of_text() || (options.chat && token == tokenizer.find("<|im_end|>"))) break;
       printer.add(tokenizer.decode(std::span(&token, 1)));
     }
-    if (i + 1 < options.tokens) logits = model->next(cache, std::span(&token, 1));
+    if (i + 1 < count) logits = model->next(cache, std::span(&token, 1));
   }
   if (options.ids) {
     std::printf("\n");

@@ -97,7 +97,8 @@ void define_generate(CLI::App& command, GenerateOptions& generate) {
   command.add_option("--prompt", generate.prompt, "the text to go on with")->required();
   command.add_flag("--chat", generate.chat, "the prompt is a message to an assistant (ChatML)");
   command.add_flag("--ids", generate.ids, "print the new tokens as numbers, past the end of the text too");
-  command.add_option("--tokens", generate.tokens, "at most")->capture_default_str();
+  command.add_option("--tokens", generate.tokens, "at most, and no more than the model's context has room for")
+      ->capture_default_str();
   command.add_option("--temperature", generate.temperature, "0: always the likeliest token")->capture_default_str();
   command.add_option("--top-p", generate.top_p, "draw from the likeliest tokens that have this share")
       ->capture_default_str();

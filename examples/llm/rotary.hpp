@@ -38,15 +38,17 @@ class Rotary {
   void turn(lora::Rows<float>& X, Index length, Index first_position, float sign) const {
     const Index half = cos_.cols();
     lora::parallel_for(X.rows(), 6.0 * static_cast<double>(X.size()), [&](Index first, Index last) {
-      Eigen::Array<float, 1, Eigen::Dynamic> turned(half);
       for (Index t = first; t < last; ++t) {
-        const auto c = cos_.row(first_position + t % length).array();
-        const auto s = sin_.row(first_position + t % length).array() * sign;
+        const float* const c = cos_.row(first_position + t % length).data();
+        const float* const s = sin_.row(first_position + t % length).data();
         for (Index head = 0; head < X.cols(); head += 2 * half) {
-          auto left = X.row(t).segment(head, half).array(), right = X.row(t).segment(head + half, half).array();
-          turned = left * c - right * s;
-          right = right * c + left * s;
-          left = turned;
+          float* const left = X.row(t).data() + head;
+          float* const right = left + half;
+          for (Index i = 0; i < half; ++i) {
+            const float x = left[i], y = right[i], sine = sign * s[i];
+            left[i] = x * c[i] - y * sine;
+            right[i] = y * c[i] + x * sine;
+          }
         }
       }
     });

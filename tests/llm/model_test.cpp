@@ -30,7 +30,8 @@ struct Reference {
   }
   std::vector<Token> tokens(const std::string& name) const {
     std::vector<Token> result;
-    for (const double token : (*this)[name].reshaped<Eigen::RowMajor>()) result.push_back(static_cast<Token>(token));
+    const auto matrix = (*this)[name];
+    for (Index i = 0; i < matrix.size(); ++i) result.push_back(static_cast<Token>(matrix.data()[i]));
     return result;
   }
   Batch batch() const { return {tokens("tokens"), tokens("targets"), (*this)["tokens"].cols()}; }
