@@ -1,24 +1,5 @@
 # SPDX-License-Identifier: MIT
-# What the test scripts share. FOLDER becomes a copy of data/, in which PROGRAM runs.
+# What the test scripts share. FOLDER becomes a copy of data/.
+include(${CMAKE_CURRENT_LIST_DIR}/../run_program.cmake)
 file(REMOVE_RECURSE ${FOLDER})
 file(COPY ${CMAKE_CURRENT_LIST_DIR}/data/ DESTINATION ${FOLDER})
-
-# Runs the program; its output, errors too, is then in `printed`. A status other than the expected one ends the test.
-function(run expected)
-  execute_process(COMMAND ${PROGRAM} ${ARGN} WORKING_DIRECTORY ${FOLDER}
-    OUTPUT_VARIABLE text ERROR_VARIABLE text RESULT_VARIABLE status)
-  if(NOT status EQUAL expected)
-    list(JOIN ARGN " " arguments)
-    message(FATAL_ERROR "adapter_tool ${arguments}\nexpected the status ${expected}, got ${status} and:\n${text}")
-  endif()
-  set(printed "${text}" PARENT_SCOPE)
-endfunction()
-
-# Two files with the same bytes.
-function(same left right)
-  file(SHA256 ${FOLDER}/${left} first)
-  file(SHA256 ${FOLDER}/${right} second)
-  if(NOT first STREQUAL second)
-    message(FATAL_ERROR "${left} and ${right} must have the same bytes")
-  endif()
-endfunction()
