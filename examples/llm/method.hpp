@@ -31,14 +31,14 @@ struct Method {
 };
 
 inline constexpr std::array methods{
-    Method{"lora", "LoRA: AdamW on both factors", 1e-3},
-    Method{"lora+", "LoRA+: B learns 16 times as fast as A", 2e-4, Start::KaimingUniform, lora::Scaling::Standard,
+    Method{"lora", "LoRA: AdamW on both factors", 2e-3},
+    Method{"lora+", "LoRA+: B learns 16 times as fast as A", 1e-4, Start::KaimingUniform, lora::Scaling::Standard,
            Method::Optimizer::LoraPlus},
     Method{"rslora", "rank-stabilised LoRA: s = alpha / sqrt(r)", 5e-4, Start::KaimingUniform,
            lora::Scaling::RankStabilized},
     Method{"lora-ga", "LoRA-GA: starts from the gradient of some batches", 2e-4, Start::GradientSvd},
     Method{"pissa", "PiSSA: starts from the leading triplets of each weight", 2e-4, Start::PrincipalSvd},
-    Method{"lora-pro", "LoRA-Pro, `Factored`: steps nearest to full fine-tuning's, moments as products", 2e-4,
+    Method{"lora-pro", "LoRA-Pro, `Factored`: steps nearest to full fine-tuning's, moments as products", 5e-4,
            Start::KaimingUniform, lora::Scaling::Standard, Method::Optimizer::LoraPro, lora::LoraProMode::Factored},
     Method{"lora-pro-sgd", "LoRA-Pro, `Sgd`: without moments", 1e-1, Start::KaimingUniform, lora::Scaling::Standard,
            Method::Optimizer::LoraPro, lora::LoraProMode::Sgd},
