@@ -14,7 +14,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
-from make_tiny import gguf_name, heads_of, permuted
+from make_tiny import add_sizes, gguf_name, heads_of, permuted
 from transformers import LlamaConfig, LlamaForCausalLM
 
 SEED = 5
@@ -36,16 +36,7 @@ def main() -> None:
     model = LlamaForCausalLM(config)
     file = gguf.GGUFWriter(DATA / "session.gguf", "llama")
     file.add_string("made.by", f"make_session.py, seed {SEED}, torch {version('torch')}, gguf {version('gguf')}")
-    file.add_block_count(config.num_hidden_layers)
-    file.add_context_length(config.max_position_embeddings)
-    file.add_embedding_length(config.hidden_size)
-    file.add_feed_forward_length(config.intermediate_size)
-    file.add_head_count(config.num_attention_heads)
-    file.add_head_count_kv(config.num_key_value_heads)
-    file.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    file.add_layer_norm_rms_eps(config.rms_norm_eps)
-    file.add_vocab_size(config.vocab_size)
-    file.add_rope_dimension_count(config.head_dim)
+    add_sizes(file, config)
     file.add_tokenizer_model("gpt2")
     file.add_tokenizer_pre("smollm")
     file.add_token_list(tokens)

@@ -120,12 +120,7 @@ def unpermuted(rows: np.ndarray, heads: int) -> np.ndarray:
     return rows.reshape(heads, rows.shape[0] // heads // 2, 2, -1).swapaxes(1, 2).reshape(rows.shape).copy()
 
 
-def write_gguf(path: Path, model: LlamaForCausalLM, kind: Type, made_by: str) -> dict[str, Tensor]:
-    """The file, and its matrices as a reader of transformers' order has them."""
-    config, expected = model.config, {}
-    file = gguf.GGUFWriter(path, "llama")
-    file.add_type("model")
-    file.add_string("made.by", made_by)
+def add_sizes(file: gguf.GGUFWriter, config: LlamaConfig) -> None:
     file.add_block_count(config.num_hidden_layers)
     file.add_context_length(config.max_position_embeddings)
     file.add_embedding_length(config.hidden_size)
@@ -136,6 +131,15 @@ def write_gguf(path: Path, model: LlamaForCausalLM, kind: Type, made_by: str) ->
     file.add_layer_norm_rms_eps(config.rms_norm_eps)
     file.add_vocab_size(config.vocab_size)
     file.add_rope_dimension_count(config.head_dim)
+
+
+def write_gguf(path: Path, model: LlamaForCausalLM, kind: Type, made_by: str) -> dict[str, Tensor]:
+    """The file, and its matrices as a reader of transformers' order has them."""
+    config, expected = model.config, {}
+    file = gguf.GGUFWriter(path, "llama")
+    file.add_type("model")
+    file.add_string("made.by", made_by)
+    add_sizes(file, config)
     for name, parameter in model.named_parameters():
         rows, heads = parameter.detach().numpy(), heads_of(name, config)
         if heads:
