@@ -45,6 +45,21 @@ inline void set_threads(int count) {
   detail::thread_setting().store(count, std::memory_order_relaxed);
 }
 
+namespace detail {
+
+/// Part `i` of [0, size) in `parts` parts of equal size, or off by one unit.
+struct Part {
+  Index first, last;
+  Part(Index size, Index parts, Index i, Index unit = 1) {
+    const Index units = (size + unit - 1) / unit;
+    first = std::min(size, units * i / parts * unit);
+    last = std::min(size, units * (i + 1) / parts * unit);
+  }
+  Index size() const { return last - first; }
+};
+
+}  // namespace detail
+
 /// Calls `work(first, last)` for contiguous parts of [0, count), one part a thread; in the calling thread alone where
 /// fewer than `least_flops` would not pay for waking the others, or inside a parallel region of the caller's. `work`
 /// must not throw. The parts depend on `count` and on the number of threads alone. A trainer can share out its own
@@ -57,8 +72,8 @@ void parallel_for(Index count, double flops, const Work& work) {
   if (parts > 1 && flops >= least_flops && omp_in_parallel() == 0) {
 #pragma omp parallel num_threads(parts)
     {
-      const Index part = omp_get_thread_num(), all = omp_get_num_threads();
-      work(count * part / all, count * (part + 1) / all);
+      const detail::Part part(count, omp_get_num_threads(), omp_get_thread_num());
+      work(part.first, part.last);
     }
     return;
   }

@@ -22,8 +22,7 @@
 
 namespace lora::kernel {
 
-/// Has the processor matrix units for bfloat16, and does the kernel of the system let this process use them? Asked
-/// once.
+/// Has the processor matrix units for bfloat16, and does the system let this process use them? Asked once.
 inline bool amx_works() {
   static const bool works = [] {
     unsigned a = 0, b = 0, c = 0, d = 0;
@@ -90,11 +89,7 @@ struct AmxKernel {
     for (Index r = 0; r < count; ++r) {
       float* to = C.data + r * C.stride;
       const float* sum = sums.data() + r * Panels::width;
-      if (C.accumulate) {
-        for (Index j = 0; j < C.cols; ++j) to[j] += sum[j];
-      } else {
-        std::copy_n(sum, C.cols, to);
-      }
+      for (Index j = 0; j < C.cols; ++j) to[j] = C.accumulate ? to[j] + sum[j] : sum[j];
     }
   }
 

@@ -55,9 +55,7 @@ class Panels {
   Element* panel(Index p, Index k = 0) { return elements_.data() + (p * padded_ + k) * width; }
   const Element& operator()(Index k, Index j) const { return elements_[index(k, j)]; }
 
-  bool operator==(const Panels& other) const {
-    return rows_ == other.rows_ && cols_ == other.cols_ && elements_ == other.elements_;
-  }
+  bool operator==(const Panels& other) const = default;
 
  private:
   Index index(Index k, Index j) const {

@@ -71,7 +71,7 @@ void multiply(const ConstRows<typename Kernel::Scalar>& X, const typename Kernel
 
   const auto block_product = [&](Index block) {
     thread_local Eigen::VectorX<typename Kernel::Left> memory;
-    const Part rows(b, blocks, block);
+    const detail::Part rows(b, blocks, block);
     const Index tiles = (rows.size() + Kernel::rows - 1) / Kernel::rows;
     const Index tile_size = Kernel::left_size((rows.size() + tiles - 1) / tiles, depth);
     if (memory.size() < tiles * tile_size) memory.resize(tiles * tile_size);
@@ -79,7 +79,7 @@ void multiply(const ConstRows<typename Kernel::Scalar>& X, const typename Kernel
 
     lora::parallel_for(tiles, static_cast<double>(rows.size() * depth), [&](Index first, Index last) {
       for (Index t = first; t < last; ++t) {
-        const Part part(rows.size(), tiles, t);
+        const detail::Part part(rows.size(), tiles, t);
         const auto* from = X.data() + (rows.first + part.first) * X.outerStride();
         Kernel::pack({from, part.size(), X.cols(), X.outerStride()}, depth, packed + t * tile_size);
       }
@@ -91,12 +91,12 @@ void multiply(const ConstRows<typename Kernel::Scalar>& X, const typename Kernel
       const Index whole = depth * Index{sizeof(Scalar)};
       const Index stretches = tiles <= 2 ? 1 : std::max<Index>(1, (whole + stretch_bytes - 1) / stretch_bytes);
       for (Index stretch = 0; stretch < stretches; ++stretch) {
-        const Part steps(depth, stretches, stretch, unit);
+        const detail::Part steps(depth, stretches, stretch, unit);
         for (Index p = first; p < last; ++p) {
           const auto* panel = W.panel(p, steps.first);
           const auto* next = p + 1 < last ? W.panel(p + 1, steps.first) : W.panel(first, steps.last);
           for (Index t = 0; t < tiles; ++t) {
-            const Part part(rows.size(), tiles, t);
+            const detail::Part part(rows.size(), tiles, t);
             // One tile: some 8 KiB ahead of itself. More: each brings its share of the next stretch.
             const Index stride = tiles == 1 ? group_bytes : std::max<Index>(1, group_bytes / tiles);
             const Ahead ahead{tiles == 1 ? reinterpret_cast<std::uintptr_t>(panel) + 8192

@@ -66,17 +66,6 @@ struct Ahead {
   }
 };
 
-/// Part `i` of [0, size) in `parts` parts of equal size, or off by one unit.
-struct Part {
-  Index first, last;
-  Part(Index size, Index parts, Index i, Index unit = 1) {
-    const Index units = (size + unit - 1) / unit;
-    first = std::min(size, units * i / parts * unit);
-    last = std::min(size, units * (i + 1) / parts * unit);
-  }
-  Index size() const { return last - first; }
-};
-
 /// Weights as they are: a step of the sum takes one row of W.
 template <Real RealScalar>
 struct DenseWeights {
@@ -112,6 +101,13 @@ void tile(Index steps, const typename Weights::Left* left, const typename Weight
   constexpr int at_once = std::max(chains, 2);  // steps, which share the cost of the loop and of the fetches
   constexpr std::uintptr_t lines = std::max(1, Weights::group * cols * int{sizeof(typename Weights::Element)} / 64);
 
+  // AVX-512 multiplies by an element of memory in one instruction, but compilers use that only for an element with one
+  // use: so three rows of four read theirs again, by another name. Four of four would be too much for the load ports.
+  const typename Weights::Left* again = left;
+#if defined(__GNUC__) && defined(EIGEN_VECTORIZE_AVX512)
+  asm("" : "+r"(again));
+#endif
+
   Sum sum[chains * sums];
   unrolled<chains * sums>([&](auto i) { sum[i] = pset1<Sum>(Scalar{0}); });
   const auto step = [&](Index k, auto chain) LORA_KERNEL_INLINE {
@@ -121,8 +117,8 @@ void tile(Index steps, const typename Weights::Left* left, const typename Weight
         w[v] = Weights::template load<half>(panel + k * stride + v * lanes * Weights::group);
       });
       unrolled<Rows>([&](auto r) LORA_KERNEL_INLINE {
-        const auto& x = left[(k * halves + half) * Rows + r];
         unrolled<vectors>([&](auto v) LORA_KERNEL_INLINE {
+          const auto& x = (v == 0 || r % 4 == 3 ? left : again)[(k * halves + half) * Rows + r];
           auto& s = sum[(chain * Rows + r) * vectors + v];
           s = Weights::multiply_add(x, w[v], s);
         });

@@ -66,7 +66,7 @@ void add_dots(View<Scalar, Order> C, Scalar alpha, const ConstRows<Scalar>& L, c
   const double flops = 2.0 * static_cast<double>(C.size() * L.cols());
   parallel_for(tiles, flops, [&](Index first, Index last) {
     for (Index t = first; t < last; ++t) {
-      const kernel::Part rows(C.rows(), tiles, t);
+      const Part rows(C.rows(), tiles, t);
       for (Index j = 0; j < C.cols();) {
         const bool four = j + 4 <= C.cols();
         dot_tile_of<Scalar>(rows.size(), four)(L.cols(), L.data() + rows.first * L.outerStride(), L.outerStride(),
@@ -93,7 +93,7 @@ void add_panels(Rows<Scalar> C, Scalar alpha, const View<const Scalar, Order>& L
     if (left_memory.size() < C.rows() * depth) left_memory.resize(C.rows() * depth);
     Scalar* const packed = left_memory.data();  // the calling thread's
     for (Index t = 0; t < tiles; ++t) {
-      const kernel::Part rows(C.rows(), tiles, t);
+      const Part rows(C.rows(), tiles, t);
       Scalar* to = packed + rows.first * depth;
       for (Index k = first; k < first + depth; ++k) {
         for (Index i = rows.first; i < rows.last; ++i) *to++ = alpha * L(i, k);
@@ -116,7 +116,7 @@ void add_panels(Rows<Scalar> C, Scalar alpha, const View<const Scalar, Order>& L
           stride = width;
         }
         for (Index t = 0; t < tiles; ++t) {
-          const kernel::Part rows(C.rows(), tiles, t);
+          const Part rows(C.rows(), tiles, t);
           Scalar* to = C.data() + rows.first * C.outerStride() + p * width;
           kernel::tile_of_rows<kernel::DenseWeights<Scalar>>(rows.size())(
               depth, packed + rows.first * depth, right, stride, {to, C.outerStride(), cols, true}, ahead);
