@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Forward, backward (with dX) and the whole training step of a LoRA layer on each kind of base, and merged inference.
+// Forward, backward (with dX) and the whole training step of a LoRA layer on each kind of base.
 #include "measure.hpp"
 #include "shapes.hpp"
 

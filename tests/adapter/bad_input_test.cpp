@@ -46,6 +46,8 @@ TEST_CASE("a layer refuses hyper-parameters out of range", "[adapter][errors]") 
   CHECK(config_message({.rank = 5}) == "[no error]");
   CHECK(config_message({.rank = 1, .alpha = 0}) == "LoraLinear: alpha must be positive and finite, got 0");
   CHECK(config_message({.rank = 1, .alpha = -2}) == "LoraLinear: alpha must be positive and finite, got -2");
+  CHECK(config_message({.rank = 1, .alpha = 1e40}) ==
+        "LoraLinear: scale must be finite in the weight's scalar, got 1e+40");
   CHECK(config_message({.rank = 1, .alpha = infinity}) == "LoraLinear: alpha must be positive and finite, got inf");
   CHECK(config_message({.rank = 1, .alpha = std::nan("")}) == "LoraLinear: alpha must be positive and finite, got nan");
   CHECK(config_message({.rank = 1, .dropout = 1}) == "LoraLinear: dropout must lie in [0, 1), got 1");

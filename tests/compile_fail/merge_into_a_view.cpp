@@ -1,4 +1,4 @@
-// expect: merge needs a base that owns its weight
+// expect: merge needs a base that can be written and restored
 // SPDX-License-Identifier: MIT
 #include <lora/adapter/lora_linear.hpp>
 

@@ -61,6 +61,8 @@ TEST_CASE("full fine-tuning says what is wrong with a step", "[optim]") {
         "FullFineTuning::step: weight must be 4 x 3, got 3 x 4");
   CHECK(message_of<ShapeError>([&] { method.step(state, weight, other); }) ==
         "FullFineTuning::step: gradient must be 4 x 3, got 3 x 4");
+  CHECK(message_of<ShapeError>([&] { method.step(state, weight, weight); }) ==
+        "FullFineTuning::step: weight and gradient must lie apart, got overlapping memory");
   CHECK(message_of<ConfigError>([&] { method.step(state, weight, gradient, -1); }) ==
         "FullFineTuning::step: rate must be finite and not negative, got -1");
   CHECK(message_of<ConfigError>([&] { method.step(state, weight, gradient, nan); }) ==

@@ -49,10 +49,13 @@ class LoraLinear {
   using Saved = SavedState<Scalar>;
   using State = LoraState<Scalar>;
 
-  /// \throws ConfigError  rank outside [1, min(n, m)]; alpha not positive or not finite; dropout outside [0, 1).
+  /// \throws ConfigError  rank outside [1, min(n, m)]; alpha not positive, or the scale not finite; dropout outside [0,
+  /// 1).
   LoraLinear(Base base, LoraConfig config) : base_(std::move(base)) {
     config.check(in_features(), out_features(), "LoraLinear");
     adapter_ = AdapterState<Scalar>::zero(in_features(), out_features(), config);
+    detail::require<ConfigError>(std::isfinite(static_cast<Scalar>(scale())),
+                                 "LoraLinear: scale must be finite in the weight's scalar, got ", scale());
     if constexpr (requires { base_.bias(); }) bias_.assign(base_.bias().begin(), base_.bias().end());
   }
 
@@ -253,13 +256,14 @@ class LoraLinear {
   /// \throws StateError  merged already; switched off.
   void merge() {
     static_assert(MergeableBase<Base>,
-                  "lora: merge needs a base that owns its weight (OwnedBase); a view is never written");
+                  "lora: merge needs a base that can be written and restored (OwnedBase, PackedBase)");
     detail::require<StateError>(enabled_, "LoraLinear::merge: enable first, got a layer that is switched off");
     base_.merge(difference_to_base(), scale());
   }
   /// Restores the base bit for bit. \throws StateError  not merged.
   void unmerge() {
-    static_assert(MergeableBase<Base>, "lora: unmerge needs a base that owns its weight (OwnedBase)");
+    static_assert(MergeableBase<Base>,
+                  "lora: unmerge needs a base that can be written and restored (OwnedBase, PackedBase)");
     base_.unmerge();
   }
   bool merged() const {

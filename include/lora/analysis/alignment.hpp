@@ -80,8 +80,8 @@ class AlignmentMeter {
 /// projection G P_B + P_A G (I - P_B), and ||Gt||^2 = <G_A, H_A> + <G_B, H_B>, so the factor gradients are enough.
 ///
 /// Both pairs are `Factors` or views of them; `squared_norm_of_G` is ||G||_F^2 (`squared_norm` of any operator). Cost:
-/// 4 n r^2 + 8 m r^2 flops at most, and two r x r eigendecompositions. \throws ConfigError  scale zero; squared norm
-/// not positive. \throws NumericalError  factors or gradient not finite.
+/// 4 n r^2 + 8 m r^2 flops at most, and two r x r inverses, about 5 r^3 each. \throws ConfigError  scale zero; squared
+/// norm not positive. \throws NumericalError  factors or gradient not finite.
 template <class Pair, class Gradient>
 double captured_share(const Pair& factors, const Gradient& gradient, double scale, double squared_norm_of_G) {
   using Scalar = typename std::remove_cvref_t<decltype(factors.A)>::Scalar;

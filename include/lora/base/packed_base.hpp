@@ -24,9 +24,9 @@ enum class Packs {
 
 /// W0 (n x m) in packed form, copied from a matrix that may be freed afterwards: the fast base for training.
 ///
-/// A product is one pass over the pack, without any packing of W0 at run time: near the processor's peak from some tens
-/// of rows on, at the rate of the memory below. Any n, m, b. Runs on `threads()` threads. Allocates nothing once the
-/// threads have seen the largest batch; each keeps up to 192 max(n, m) scalars for rows of X.
+/// A product is one pass over the pack, without any packing of W0 at run time: from some tens of rows on near the rate
+/// of multiply-adds, below at that of memory (docs/performance.md). Any n, m, b. Runs on `threads()` threads. Allocates
+/// nothing once the threads have seen the largest batch; each keeps up to 192 max(n, m) scalars for rows of X.
 ///
 /// Results differ from plain Eigen's in the order of sums alone: |Y - X W0| <= gamma_n |X| |W0| elementwise.
 template <Real RealScalar>

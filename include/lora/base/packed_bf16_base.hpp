@@ -23,6 +23,18 @@ enum class Bf16Kernel {
   Amx,         ///< X is rounded too; Intel's matrix units, found at run time
 };
 
+constexpr const char* name_of(Bf16Kernel kernel) {
+  switch (kernel) {
+    case Bf16Kernel::Widening:
+      return "Widening";
+    case Bf16Kernel::DotProduct:
+      return "DotProduct";
+    case Bf16Kernel::Amx:
+      return "Amx";
+  }
+  return "none of them";
+}
+
 /// Can this program on this machine multiply so?
 inline bool available(Bf16Kernel kernel) {
   bool dot_product = false, amx = false;
@@ -51,12 +63,12 @@ inline Bf16Kernel fastest_bf16_kernel() {
 ///
 /// With v = 2^-8, twice the unit roundoff of bfloat16, elementwise and for the W0 that was given:
 ///
-///     |Y - X W0| <= (v + gamma_n) |X| |W0|        where X stays in float
-///     |Y - X W0| <= (2 v + v^2 + gamma_n) |X| |W0|    where it is rounded
+///     |Y - X W0| <= (v + gamma_(n + 32)) |X| |W0|        where X stays in float
+///     |Y - X W0| <= (2 v + v^2 + gamma_(n + 32)) |X| |W0|    where it is rounded
 ///
-/// W0 that was bfloat16 before is exact, and the first v falls away.
-/// The matrix units and the dot product take numbers below 2^-126 for zero. There is no `merge`: a change below 2^-9 of
-/// a weight would vanish in its rounding. Threads and memory as `PackedBase`.
+/// with n + 32 for rows of zeros, up to a multiple of 32. W0 that was bfloat16 before is exact, and the first v falls
+/// away. The matrix units and the dot product take numbers below 2^-126 for zero. There is no `merge`: a change below
+/// 2^-9 of a weight would vanish in its rounding. Threads and memory as `PackedBase`.
 class PackedBf16Base {
  public:
   using Scalar = float;
@@ -99,8 +111,9 @@ class PackedBf16Base {
   using Panels = Widening::Panels;
 
   static Bf16Kernel checked(Bf16Kernel kernel) {
-    detail::require<ConfigError>(available(kernel), "PackedBf16Base: this program on this machine has no kernel ",
-                                 static_cast<int>(kernel));
+    detail::require<ConfigError>(available(kernel),
+                                 "PackedBf16Base: kernel must be one that this program and machine have, got ",
+                                 name_of(kernel));
     return kernel;
   }
 

@@ -18,8 +18,8 @@ namespace lora {
 /// p <- (1 - rate lr decay) p - rate lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + epsilon),  t = 1, 2, ...
 ///
 /// State: two scalars a parameter. One pass: each array is read and written once. Follows `torch.optim.AdamW` (parity
-/// in tests/parity). \note The default decay is 0, the custom for adapters; PyTorch's default is 0.01. Which of them
-/// wants A B to shrink? Decay acts on A and B, not on the product.
+/// in tests/parity). \note The default decay is 0, the custom for adapters; PyTorch's default is 0.01. It
+/// acts on A and B, not on the product.
 struct AdamW {
   static constexpr const char* name = "AdamW";
 

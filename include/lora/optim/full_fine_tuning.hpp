@@ -57,6 +57,8 @@ struct FullFineTuning {
                 cols = Weight::IsRowMajor ? state.rows : state.cols;
     detail::require_shape(weight, rows, cols, "FullFineTuning::step: weight");
     detail::require_shape(gradient, rows, cols, "FullFineTuning::step: gradient");
+    detail::require<ShapeError>(!detail::overlap(W, G),
+                                "FullFineTuning::step: weight and gradient must lie apart, got overlapping memory");
     detail::require<ConfigError>(std::isfinite(rate) && rate >= 0,
                                  "FullFineTuning::step: rate must be finite and not negative, got ", rate);
     detail::require<NumericalError>(all_finite(G),
