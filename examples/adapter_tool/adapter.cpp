@@ -2,6 +2,7 @@
 // Adapters from either kind of file, as one value; and what a GGUF file needs to know of its base model.
 #include "adapter.hpp"
 
+#include <lora/io/config_json.hpp>
 #include <lora/io/file.hpp>
 #include <lora/io/gguf.hpp>
 #include <lora/io/safetensors.hpp>
@@ -10,8 +11,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <map>
+#include <string>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 namespace adapter_tool {
 namespace {
@@ -78,9 +82,9 @@ lora::gguf::BaseModel read_config(const fs::path& given) {
   const fs::path path = fs::is_directory(given) ? given / "config.json" : given;
   const std::string file = path.string();
   const auto bytes = lora::io::read_file(path, std::uint64_t{1} << 22);
-  const auto* text = reinterpret_cast<const char*>(bytes.data());
-  const auto config = nlohmann::json::parse(text, text + bytes.size(), nullptr, false);
-  if (!config.is_object()) throw FormatError(file + ": must be a JSON object, got something else");
+  std::map<std::string, std::vector<std::string>> order;  // not needed here
+  const auto config =
+      lora::detail::parse_config({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, file, order);
   const auto kind = config.find("model_type");
   const bool llama = kind != config.end() && *kind == "llama";
   if (!llama && (kind == config.end() || *kind != "gpt2"))

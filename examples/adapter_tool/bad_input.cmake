@@ -58,13 +58,35 @@ refused(1 "--target: v_proj must name a weight of the model"
   extract llama/model.safetensors llama_merged.safetensors out --rank 1 --target q_proj,v_proj)
 refused(1 "a weight of a linear layer must differ" extract llama/model.safetensors llama/model.safetensors out --rank 1)
 
+# Square weights of which nothing tells which way round they lie: no guess.
+set(square "must be [in, out] or [out, in]: ")
+set(name "its name is one of GPT-2's Conv1D, ")
+refused(3 "square weight of h.0.attn.c_proj ${square}${name}and no other weight of its block tells"
+  extract gpt2_square/model.safetensors gpt2_square/merged.safetensors out --rank 1 --prefix transformer.)
+file(READ ${FOLDER}/gpt2_square/adapter/adapter_config.json config)
+string(REPLACE "true" "false" turned "${config}")
+file(WRITE ${FOLDER}/gpt2_square/adapter/adapter_config.json "${turned}")
+set(message "model.safetensors: the square weight of \"transformer.h.0.attn.c_proj\" ${square}${name}fan_in_fan_out is")
+refused(3 "${message} false; set it to true if the model is a GPT-2"
+  merge gpt2_square/adapter gpt2_square/model.safetensors out.safetensors)
+run(3 check gpt2_square/adapter --model gpt2_square/model.safetensors)
+file(READ ${FOLDER}/llama_adapter/adapter_config.json config)
+string(REPLACE "\"peft_type\"" "\"fan_in_fan_out\": true, \"peft_type\"" turned "${config}")
+file(WRITE ${FOLDER}/llama_adapter/adapter_config.json "${turned}")
+set(message "self_attn.q_proj\" ${square}fan_in_fan_out is true, its name is none of GPT-2's Conv1D")
+refused(3 "model.safetensors: the square weight of \"model.layers.0.${message}"
+  merge llama_adapter llama/model.safetensors out.safetensors)
+refused(3 "llama_parts: the square weight of \"model.layers.0.${message}" merge llama_adapter llama_parts out)
+file(WRITE ${FOLDER}/llama_adapter/adapter_config.json "${config}")
+
 # Configs of a base.
-foreach(config "[]|must be a JSON object" "{|must be a JSON object" "{}|model_type must be"
+foreach(config "[]|must be a JSON object" "{|must be UTF-8 JSON" "{}|model_type must be"
     "{\"model_type\": 3}|model_type must be"
     "{\"model_type\": \"bert\"}|model_type must be \"llama\" or \"gpt2\", got \"bert\""
     "{\"model_type\": \"llama\"}|num_attention_heads must be"
     "{\"model_type\": \"llama\", \"num_attention_heads\": -1}|num_attention_heads must be"
     "{\"model_type\": \"llama\", \"num_attention_heads\": 5}|for each of 5 heads"
+    "{\"model_type\": \"llama\", \"num_attention_heads\": 2, \"num_attention_heads\": 1}|must stand once, got a second"
     "{\"model_type\": \"gpt2\", \"tie_word_embeddings\": 1}|tie_word_embeddings must be true or false")
   string(FIND "${config}" "|" middle)
   string(SUBSTRING "${config}" 0 ${middle} text)
@@ -73,6 +95,24 @@ foreach(config "[]|must be a JSON object" "{|must be a JSON object" "{}|model_ty
   file(WRITE ${FOLDER}/broken/config.json "${text}")
   refused(3 "${message}" convert llama_adapter out.gguf --config broken)
 endforeach()
+
+# Packed weights, as a base in 4 bits has them, are no numbers to subtract.
+foreach(byte 1 2)
+  execute_process(COMMAND printf "\\103\\0\\0\\0\\0\\0\\0\\0%s\\001\\00${byte}"
+    "{\"v_proj.weight\":{\"dtype\":\"U8\",\"shape\":[2,1],\"data_offsets\":[0,2]}}"
+    OUTPUT_FILE ${FOLDER}/packed${byte}.safetensors)
+endforeach()
+refused(3 "packed1.safetensors: tensor \"v_proj.weight\": type must be F64, F32, F16 or BF16, got U8"
+  extract packed1.safetensors packed2.safetensors out --rank 1)
+
+# Configs of an adapter: targets that are no pattern; what a file says does not reach the terminal as it is.
+file(READ ${FOLDER}/gpt2_adapter/adapter_config.json config)
+file(COPY ${FOLDER}/gpt2_adapter DESTINATION ${FOLDER}/targets)
+string(REGEX REPLACE "\"target_modules\": \\[[^]]*\\]"
+  "\"target_modules\": \"(\\\\u001b[31m\\\\nx\"" changed "${config}")
+file(WRITE ${FOLDER}/targets/gpt2_adapter/adapter_config.json "${changed}")
+refused(3 "targets/gpt2_adapter/adapter_config.json: plan: pattern must be a regular expression, got (?[31m?x ("
+  check targets/gpt2_adapter --model gpt2)
 
 # Indices of a model in several files.
 foreach(index "[]|must be a JSON object" "{}|weight_map must name a file for each tensor, got none"

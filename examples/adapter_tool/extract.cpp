@@ -75,8 +75,22 @@ class Targets {
   std::vector<bool> met_;
 };
 
+/// Whether the weight is [n, m] in the file. A GPT-2's block tells; a name that is not of one is what the option says.
+bool lies_by_inputs(const std::string& module, const Tensor& weight, const File& model, bool option) {
+  const auto found = stored_by_inputs(
+      module, option, [&](const std::string& name) { return model.find(name + std::string(Weights::suffix)); });
+  if (found || option) return found.value_or(option);
+  throw lora::FormatError(model.name() + ": the " + (weight.shape[0] == weight.shape[1] ? "square " : "") +
+                          "weight of " + shown(module) +
+                          " must be [in, out] or [out, in]: its name is one of GPT-2's Conv1D, and no other weight of "
+                          "its block tells; give --fan-in-fan-out if the model is a GPT-2");
+}
+
 lora::ColMatrix<float> weight_of(const Tensor& tensor, bool by_inputs, const std::string& where) {
   using lora::safetensors::Layout;
+  if (!lora::safetensors::is_floating(tensor.type))  // packed numbers are not those of the weight
+    throw lora::FormatError(where + ": type must be F64, F32, F16 or BF16, got " +
+                            std::string(lora::safetensors::type_name(tensor.type)));
   return lora::safetensors::to_matrix<float, Eigen::ColMajor>(tensor, by_inputs ? Layout::AsStored : Layout::Transposed,
                                                               where);
 }
@@ -94,6 +108,7 @@ Status extract(const ExtractOptions& options) {
   std::vector<std::string> left_out;
   Table table;
   table.add({"layer", "n", "m", "rank", "change", "captured", "error"});
+  bool any_by_inputs = false;
   double changed = 0, captured = 0;
   lora::Random random{1};
   for (const auto& [name, tensor] : before.tensors()) {
@@ -106,7 +121,8 @@ Status extract(const ExtractOptions& options) {
       continue;
     }
     const std::string place = ": tensor " + lora::detail::quoted(name);
-    const bool by_inputs = stored_by_inputs(module, options.fan_in_fan_out);
+    const bool by_inputs = lies_by_inputs(module, tensor, before, options.fan_in_fan_out);
+    any_by_inputs = any_by_inputs || by_inputs;
     const auto W0 = weight_of(tensor, by_inputs, before.name() + place);
     const auto W1 = weight_of(other, by_inputs, after.name() + place);
     if (W0 == W1) continue;  // in two types, or zeros of two signs
@@ -132,7 +148,7 @@ Status extract(const ExtractOptions& options) {
     throw Mismatch(after.name() + ": a weight of a linear layer must differ from " + before.name() + ", got none" +
                    (left_out.empty() ? "" : " but " + list(left_out)));
   lora::peft::AdapterConfig config;
-  config.fan_in_fan_out = options.fan_in_fan_out;
+  config.fan_in_fan_out = any_by_inputs;
   lora::peft::save(options.out, lora::peft::adapter_of(adapter, config),
                    {.adapter_name = "default", .type = stored_type(options.type)});
   std::cout << table.text() << options.out.string() << ": " << count(adapter.size(), "layer") << ", "

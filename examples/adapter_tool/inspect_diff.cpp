@@ -52,7 +52,7 @@ struct Comparison {
 
   double relative() const {
     constexpr double rounding = 1e-14;  // of the computation itself
-    if (!same_shape) return std::numeric_limits<double>::infinity();
+    if (!same_shape || !std::isfinite(difference)) return std::numeric_limits<double>::infinity();
     const double size = std::max(left, right);
     return difference > rounding * size ? difference / size : 0;
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // A tool for adapter files: the command line.
 #include "commands.hpp"
+#include "text.hpp"
 
 #include <CLI/CLI.hpp>
 
@@ -102,7 +103,7 @@ void define(CLI::App& app, Commands& all, std::function<Status()>& run) {
 }
 
 Status fail(Status status, const std::exception& error) {
-  std::cerr << "adapter_tool: " << error.what() << '\n';
+  std::cerr << "adapter_tool: " << shown(error.what()) << '\n';
   return status;
 }
 

@@ -96,6 +96,7 @@ struct Job {
   const Tensor* weight;
   const lora::peft::Module<float>* module;
   std::string name;
+  bool by_inputs;  ///< the weight is [n, m]
 };
 using Jobs = std::map<const std::byte*, Job>;  // in the order of the file, by where the weight begins
 
@@ -129,17 +130,16 @@ void write_merged(lora::io::AtomicFile& out, const Tensor& weight, const lora::p
 
 /// All but the weights of the adapter is copied as it stands, the header too: types and shapes stay.
 void write_file(const fs::path& path, std::span<const std::byte> bytes, const std::string& file_name, const Jobs& jobs,
-                double factor, bool fan_in_fan_out) {
+                double factor) {
   lora::io::write_atomically(path, [&](lora::io::AtomicFile& out) {
     std::size_t at = 0;
     const auto end = jobs.lower_bound(bytes.data() + bytes.size());
     for (auto job = jobs.lower_bound(bytes.data()); job != end; ++job) {
-      const auto& [weight, module, name] = job->second;
+      const auto& [weight, module, name, by_inputs] = job->second;
       const auto first = static_cast<std::size_t>(job->first - bytes.data());
       out.write(bytes.subspan(at, first - at));
       const auto write = weight->type == Type::F64 ? write_merged<double> : write_merged<float>;
-      write(out, *weight, *module, factor, stored_by_inputs(name, fan_in_fan_out),
-            file_name + ": the weight of " + shown(name));
+      write(out, *weight, *module, factor, by_inputs, file_name + ": the weight of " + shown(name));
       at = first + weight->bytes.size();
     }
     out.write(bytes.subspan(at));
@@ -162,23 +162,20 @@ Status merge(const MergeOptions& options) {
   const std::string model_name = options.model.string();
   const Weights weights(model.files, adapter);
 
-  auto report = match_model(adapter, weights);
+  auto report = match_model(adapter, weights, options.adapter);
   report.missing.clear();  // a part of the model is merged; `check` tells
   if (!report.complete())
     throw Mismatch(model_name + ": every module must have its weight, got " + in_one_line(report.describe()));
   Jobs jobs;
   for (const auto& [name, module] : adapter.modules) {
     const Tensor* weight = weights.find(name);
-    const bool can = weight->type == Type::F64 || weight->type == Type::F32 || weight->type == Type::F16 ||
-                     weight->type == Type::BF16;
-    if (!can)
+    if (!lora::safetensors::is_floating(weight->type))
       throw FormatError(model_name + ": the weight of " + shown(name) + " must be F64, F32, F16 or BF16, got " +
                         std::string(lora::safetensors::type_name(weight->type)));
-    jobs.emplace(weight->bytes.data(), Job{weight, &module, name});
+    jobs.emplace(weight->bytes.data(), Job{weight, &module, name, weights.by_inputs(name, *weight)});
   }
   const auto write = [&](const fs::path& path, std::size_t i) {
-    write_file(path, model.mapped[i].bytes(), model.files[i].name(), jobs, options.scale,
-               adapter.config.fan_in_fan_out);
+    write_file(path, model.mapped[i].bytes(), model.files[i].name(), jobs, options.scale);
   };
   if (model.index.empty()) {
     write(options.out, 0);

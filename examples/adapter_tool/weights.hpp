@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -26,17 +27,49 @@ inline bool is_embedding(std::string_view module) {
   return std::find(names.begin(), names.end(), last) != names.end();
 }
 
-/// The weight is [n, m] in the file, W0 row by row, as GPT-2's Conv1D keeps it; else [m, n]. The head of a GPT-2 is an
-/// ordinary linear layer.
-inline bool stored_by_inputs(std::string_view module, bool fan_in_fan_out) {
-  return fan_in_fan_out && module != "lm_head";
+/// The block of a GPT-2, "transformer.h.0", whose Conv1D the name is by its words; else nothing. Others use the names
+/// for ordinary linear layers (GPT-Neo, StarCoder), so the words alone prove nothing.
+inline std::optional<std::string> conv1d_block(std::string_view module) {
+  constexpr std::array<std::string_view, 7> ends{
+      ".attn.c_attn",           ".attn.c_proj",          ".mlp.c_fc", ".mlp.c_proj", ".crossattention.c_attn",
+      ".crossattention.c_proj", ".crossattention.q_attn"};
+  const auto end = std::find_if(ends.begin(), ends.end(), [&](auto words) { return module.ends_with(words); });
+  if (end == ends.end()) return {};
+  const auto block = module.substr(0, module.size() - end->size());
+  const auto dot = block.rfind('.');  // before the number
+  const bool number = dot != std::string_view::npos && dot + 1 < block.size() &&
+                      block.find_first_not_of("0123456789", dot + 1) == std::string_view::npos;
+  const auto before = block.substr(0, number ? dot : 0);
+  if (before != "h" && !before.ends_with(".h")) return {};
+  return std::string(block);
 }
 
-inline lora::ModuleShape shape_of(const std::string& module, const lora::safetensors::Tensor& weight,
-                                  bool fan_in_fan_out) {
-  const auto rows = static_cast<lora::Index>(weight.shape[0]), cols = static_cast<lora::Index>(weight.shape[1]);
-  if (stored_by_inputs(module, fan_in_fan_out)) return {module, rows, cols};
-  return {module, cols, rows};
+/// Whether the weights of a block are [in, out], by one of them that has more outputs than inputs or fewer; nothing
+/// where there is none. `find` gives the weight of a module or null.
+template <class Find>
+std::optional<bool> block_by_inputs(const std::string& block, const Find& find) {
+  for (const std::string_view end : {".attn.c_attn", ".mlp.c_fc", ".mlp.c_proj"}) {
+    const lora::safetensors::Tensor* const weight = find(block + std::string(end));
+    if (weight == nullptr || weight->shape.size() != 2 || weight->shape[0] == weight->shape[1]) continue;
+    const bool widens = end != ".mlp.c_proj";
+    return (weight->shape[0] < weight->shape[1]) == widens;
+  }
+  return {};
+}
+
+/// Whether a weight whose shape does not tell is [in, out]. PEFT asks the model for the type of the layer and corrects
+/// `fan_in_fan_out`, which is often wrong in files; here the rest of the block decides, or name and flag together.
+/// Nothing where these disagree. The head of a GPT-2 is an ordinary linear layer.
+template <class Find>
+std::optional<bool> stored_by_inputs(std::string_view module, bool fan_in_fan_out, const Find& find) {
+  if (module == "lm_head") return false;
+  const auto block = conv1d_block(module);
+  if (block) {
+    const auto found = block_by_inputs(*block, find);
+    if (found) return found;
+  }
+  if (block.has_value() == fan_in_fan_out) return fan_in_fan_out;
+  return {};
 }
 
 /// The weights of a model by the names that an adapter gives them.
@@ -48,9 +81,11 @@ class Weights {
  public:
   static constexpr std::string_view suffix = ".weight";
 
-  /// \pre the files outlive this.
+  /// \pre the files and the adapter outlive this.
   Weights(const std::vector<lora::safetensors::File>& files, const lora::peft::Adapter<float>& adapter)
-      : fan_in_fan_out_(adapter.config.fan_in_fan_out) {
+      : adapter_(adapter) {
+    const std::filesystem::path first = files.empty() ? "" : files.front().name();
+    model_ = (files.size() == 1 ? first : first.parent_path()).string();
     for (const auto& file : files) {
       for (const auto& [name, tensor] : file.tensors()) {
         const bool is_new = tensors_.emplace(name, &tensor).second;
@@ -74,6 +109,28 @@ class Weights {
     return position == tensors_.end() ? nullptr : position->second;
   }
 
+  /// The weight is [n, m] in the file, W0 row by row, as GPT-2's Conv1D keeps it; else [m, n]. What fits the factors
+  /// one way only lies that way, whatever `fan_in_fan_out` says. \throws FormatError  nothing tells.
+  bool by_inputs(const std::string& module, const lora::safetensors::Tensor& weight) const {
+    const bool flag = adapter_.config.fan_in_fan_out;
+    const auto position = adapter_.modules.find(module);
+    const auto rows = static_cast<lora::Index>(weight.shape[0]), cols = static_cast<lora::Index>(weight.shape[1]);
+    if (position == adapter_.modules.end()) return flag && module != "lm_head";
+    if (rows != cols) {
+      const auto& factors = position->second.factors;
+      if (rows == factors.in_features() && cols == factors.out_features()) return true;
+      if (cols == factors.in_features() && rows == factors.out_features()) return false;
+    }
+    const auto found = stored_by_inputs(module, flag, [&](const std::string& name) { return find(name); });
+    if (found || rows != cols) return found.value_or(flag);
+    throw lora::FormatError(model_ + ": the square weight of " + lora::detail::quoted(module) +
+                            " must be [in, out] or [out, in]: " +
+                            (flag ? "fan_in_fan_out is true, its name is none of GPT-2's Conv1D; set it to false if "
+                                    "the model is no GPT-2"
+                                  : "its name is one of GPT-2's Conv1D, fan_in_fan_out is false; set it to true if the "
+                                    "model is a GPT-2"));
+  }
+
   /// Weights of two dimensions, but for embeddings.
   std::vector<lora::ModuleShape> linear_layers() const {
     std::vector<lora::ModuleShape> layers;
@@ -81,15 +138,18 @@ class Weights {
       if (!name.ends_with(suffix) || name.size() == suffix.size() || tensor->shape.size() != 2) continue;
       if (tensor->bytes.empty()) continue;
       const std::string module = left_out_ + name.substr(0, name.size() - suffix.size());
-      if (!is_embedding(module)) layers.push_back(shape_of(module, *tensor, fan_in_fan_out_));
+      if (is_embedding(module)) continue;
+      const auto rows = static_cast<lora::Index>(tensor->shape[0]), cols = static_cast<lora::Index>(tensor->shape[1]);
+      const bool turned = !by_inputs(module, *tensor);
+      layers.push_back({module, turned ? cols : rows, turned ? rows : cols});
     }
     return layers;
   }
 
  private:
   std::map<std::string, const lora::safetensors::Tensor*, std::less<>> tensors_;
-  std::string left_out_;
-  bool fan_in_fan_out_;
+  std::string left_out_, model_;
+  const lora::peft::Adapter<float>& adapter_;
 };
 
 /// A safetensors file; of a directory model.safetensors, or else all (a model in several files).

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <limits>
+#include <span>
 
 #include <unistd.h>
 
@@ -337,7 +338,18 @@ TEST_CASE("a file that is no adapter for the model is refused", "[io][gguf]") {
           t[1].bytes = {};
         }) == "a.gguf: tensor \"blk.0.attn_v.weight.lora_b\" must be a matrix that is not empty, got 4 x 0");
   CHECK(refused([](Metadata&, Tensors& t) { t[0].type = gguf::Type::I32; }) ==
-        "dequantised: tensor \"blk.0.attn_v.weight.lora_a\" must have a type that can be dequantised, got I32");
+        "a.gguf: tensor \"blk.0.attn_v.weight.lora_a\" must have a type that can be dequantised, got I32");
+  std::vector<float> numbers(48, 1);
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
+    numbers[23] = bad;
+    const auto bytes = std::as_bytes(std::span(numbers));
+    CHECK(refused([&](Metadata&, Tensors& t) { t[0].bytes = bytes; }) ==
+          "a.gguf: tensor \"blk.0.attn_v.weight.lora_a\" must be finite, got NaN or infinity");
+    CHECK(refused([&](Metadata&, Tensors& t) { t[1].bytes = bytes.first(t[1].bytes.size()); }) ==
+          "a.gguf: tensor \"blk.0.attn_v.weight.lora_b\" must be finite, got NaN or infinity");
+  }
+  CHECK(refused([](Metadata&, Tensors& t) { t[0].name = "blk.0.\x1b[31m\nline\x7f"; }) ==
+        "a.gguf: tensor \"blk.0.?[31m?line?\" must be .lora_a or .lora_b of a weight of the llama architecture");
   CHECK(refused(
             [](Metadata&, Tensors& t) {
               t[0].name = "blk.0.attn_q.weight.lora_a";

@@ -297,6 +297,8 @@ TEST_CASE("descriptions of tensors are checked", "[io][gguf]") {
   CHECK(one(12, std::string(63, 'w'), {3}, 0) == "[no error]");
   CHECK(one(12, "\xC0\x80", {3}, 0) == "x.gguf: byte 24: the name of a tensor must be UTF-8, got other bytes");
   CHECK(one(64, "w", {1, 1, 1, 1, 1}, 0) == "x.gguf: byte 33: tensor \"w\" must have at most 4 dimensions, got 5");
+  CHECK(one(64, "\x1b\n", {1, 1, 1, 1, 1}, 0) ==
+        "x.gguf: byte 34: tensor \"??\" must have at most 4 dimensions, got 5");
   CHECK(one(64, "w", {2, huge * 2}, 0) ==
         "x.gguf: byte 45: a size of tensor \"w\" must be less than 2^63, got 9223372036854775808");
   for (const std::uint32_t type : {4U, 5U, 9U, 31U, 38U, 42U, 0xFFFFFFFFU}) {  // retired, Q8_1, unknown

@@ -12,8 +12,10 @@
 #include <lora/io/model_files.hpp>
 #include <lora/io/peft_match.hpp>
 #include <lora/model/adapter_set.hpp>
+#include <lora/model/combine.hpp>
 
 #include <string>
+#include <vector>
 
 using namespace lora;
 using namespace lora::test;
@@ -109,4 +111,46 @@ TEST_CASE("an adapter goes through GGUF with its offset folded in", "[io][gguf][
   read.push_back(read.front());
   CHECK(message_of<ConfigError>([&] { gguf::model_adapter(read); }) ==
         "gguf::model_adapter: a module must stand once, got a second " + read.front().name);
+}
+
+TEST_CASE("what fills a portable adapter up to its one rank does not keep it out of a set", "[io][peft][gguf][model]") {
+  Random random{6};
+  LoraLinear<OwnedBase<float>> wide(random_columns<float>(16, 16, random), {.rank = 8, .alpha = 4}),
+      narrow(random_columns<float>(16, 4, random), {.rank = 2, .alpha = 3});
+  wide.set_factors(random_factors<float>(16, 16, 8, random));
+  narrow.set_factors(random_factors<float>(16, 4, 2, random));
+  AdapterSet<float> set{"trained"};
+  set.add_layer(v_name, wide);
+  set.add_layer(o_name, narrow);
+  const auto factors = set.adapter("trained").at(o_name).factors;
+  const TemporaryFolder folder;
+  peft::save_portable(folder.path(), peft::adapter_of(set.adapter("trained")));
+  const auto read = peft::load<float>(folder.path());
+  CHECK(read.modules.at(o_name).factors.rank() == 8);
+
+  set.add("portable", peft::model_adapter(read));
+  const auto state = set.adapter("portable").at(o_name);
+  CHECK(state.config.rank == 2);
+  CHECK(state.config.alpha == 2);
+  CHECK(state.scale == 1);
+  CHECK(state.factors.A == factors.A);
+  CHECK(state.factors.B == RowMatrix<float>(1.5F * factors.B));
+  const auto from_gguf = gguf::model_adapter({{o_name, read.modules.at(o_name).factors, 1}});
+  CHECK(from_gguf.at(o_name).factors == state.factors);
+  CHECK(from_gguf.at(o_name).config.alpha == 2);
+
+  auto zero = read;
+  zero.modules.at(o_name).factors = Factors<float>::zero(16, 4, 8);
+  CHECK(peft::model_adapter(zero).at(o_name).config.rank == 1);
+  // PEFT trains ranks that no layer here has.
+  auto& full = zero.modules.at(o_name).factors;
+  full = random_factors<float>(16, 4, 8, random);
+  const auto large = peft::model_adapter(zero);
+  CHECK(large.at(o_name).factors == full);
+  CHECK(message_of<ConfigError>([&] {
+          set.add("large", large);
+        }).ends_with("rank must lie in [1, min(n, m)] = [1, 4], got 8"));
+  const auto small = combine(std::vector<WeightedAdapter<float>>{{large.at(o_name), 1}},
+                             {.method = Combination::Svd, .rank = 4}, random);
+  CHECK(small.config.rank == 4);
 }

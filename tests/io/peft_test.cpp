@@ -342,8 +342,48 @@ TEST_CASE("tensors are refused by their key", "[io][peft]") {
         config + "rank_pattern must match a module of the adapter, got none for \"y\"");
   CHECK(refused({{A, {2, 3}}, {B, {4, 2}}}, with(R"("r":2,"alpha_pattern":{"y":3})")) ==
         config + "alpha_pattern must match a module of the adapter, got none for \"y\"");
+  CHECK(refused({{A, {2, 3}}, {B, {4, 2}}}, with(R"("r":2,"alpha_pattern":{"(\u001b[31m\nx":3})"))
+            .starts_with(config + "alpha_pattern \"(?[31m?x\" must be a regular expression, got (?[31m?x ("));
   CHECK(refused({{A, {2, 3}}, {B, {4, 2}}}, with(R"("r":2,"alpha_pattern":{"[":3})"))
             .starts_with(config + "alpha_pattern \"[\" must be a regular expression, got ["));
+}
+
+TEST_CASE("factors are floating numbers, packed and whole ones are refused by their key", "[io][peft]") {
+  const TemporaryFolder folder;
+  write_text(folder / "adapter_config.json", with("\"r\":1"));
+  const std::string A = "base_model.model.x.lora_A.weight", B = "base_model.model.x.lora_B.weight";
+  const std::vector<std::byte> zeros(64);
+  for (const auto type : {Type::U8, Type::I8, Type::U16, Type::I16, Type::U32, Type::I32, Type::U64, Type::I64,
+                          Type::Bool, Type::F8E4M3, Type::F64, Type::F32, Type::F16, Type::BF16}) {
+    const auto bytes = std::span(zeros).first(3 * safetensors::bits(type) / 8);
+    safetensors::write(folder / "adapter_model.safetensors",
+                       {{A, {Type::F32, {1, 2}, std::span(zeros).first(8)}}, {B, {type, {3, 1}, bytes}}});
+    const auto message = message_of<FormatError>([&] { peft::load<float>(folder.path()); });
+    CHECK(message == (safetensors::is_floating(type) ? "[no error]"
+                                                     : (folder / "adapter_model.safetensors").string() + ": tensor \"" +
+                                                           B + "\": type must be F64, F32, F16 or BF16, got " +
+                                                           std::string(safetensors::type_name(type))));
+  }
+}
+
+TEST_CASE("patterns of a small config take little memory, or are refused", "[io][peft]") {
+  const TemporaryFolder folder;
+  const auto load = [&](const std::string& key, int entries) {
+    std::string patterns;
+    for (int i = 0; i < entries; ++i) {
+      patterns += (i == 0 ? "\"[ab]{900}" : ",\"[ab]{900}") + std::to_string(i) + "\":1";
+    }
+    write_adapter(folder.path(), with("\"r\":1,\"" + key + "\":{" + patterns + "}"),
+                  {{"base_model.model.x.lora_A.weight", {1, 3}}, {"base_model.model.x.lora_B.weight", {4, 1}}});
+    return message_of<FormatError>([&] { peft::load<float>(folder.path()); });
+  };
+  for (const std::string key : {"rank_pattern", "alpha_pattern"}) {
+    const std::string place = (folder / "adapter_config.json").string() + ": " + key;
+    CHECK(load(key, 600) == place +
+                                " must have patterns of at most 200000 letters, counted as often as they repeat, "
+                                "got more by \"[ab]{900}21\"");
+    CHECK(load(key, 15) == place + " must match a module of the adapter, got none for \"[ab]{900}0\"");
+  }
 }
 
 TEST_CASE("a missing file is named", "[io][peft]") {
@@ -386,6 +426,10 @@ TEST_CASE("what cannot be written is refused, and the old adapter stays", "[io][
   bad.modules.at("q_proj").factors.A(0, 0) = 70000;
   CHECK(message_of<FormatError>([&] { peft::save(folder.path(), bad, {.type = Type::F16}); }) ==
         "peft::save: module \"q_proj\".lora_A.weight: values must fit F16, got 70000");
+  auto steep = mixed<float>();
+  steep.modules.at("layers.0.k_proj").scale = 1e308;  // alpha is three times that
+  CHECK(message_of<NumericalError>([&] { peft::save(folder.path(), steep); }) ==
+        "peft::save: module \"layers.0.k_proj\": alpha must be finite, got inf");
   bad.modules.at("q_proj").factors.B.resize(3, 7);
   CHECK(message_of<ShapeError>([&] { peft::save(folder.path(), bad); }) ==
         "peft::save: module \"q_proj\": factors must be n x r and r x m, got 5 x 1 and 3 x 7");

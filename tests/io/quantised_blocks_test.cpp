@@ -99,6 +99,13 @@ TEST_CASE("a row alone has the numbers of the whole", "[io][gguf]") {
   }
 }
 
+TEST_CASE("a tensor without inputs has no rows, whatever its other sizes", "[io][gguf]") {
+  constexpr Index huge = Index{1} << 62;  // five times that is more than an Index holds
+  const gguf::Tensor tensor{"w", gguf::Type::F32, 4, {0, huge, 5, 1}, {}};
+  CHECK(message_of<ShapeError>([&] { gguf::dequantise_row(tensor, 0, {}); }) ==
+        "dequantise_row: row of tensor \"w\" must lie in [0, 0), got 0");
+}
+
 TEST_CASE("dequantising refuses other types and sizes", "[io][gguf]") {
   const std::vector<std::byte> bytes(144);
   std::vector<float> numbers(256);

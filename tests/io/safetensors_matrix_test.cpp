@@ -104,6 +104,12 @@ TEST_CASE("numbers, vectors and empty tensors are matrices too", "[io][safetenso
   CHECK(empty.rows() == 0);
   CHECK(empty.cols() == 5);
   CHECK(safetensors::view<float>({Type::F32, {5, 0}, {}})->rows() == 5);
+
+  constexpr Index many = Index{1} << 61;  // lines to walk through for the rest of time
+  const Tensor lines{Type::F32, {static_cast<std::uint64_t>(many), 0}, {}};
+  CHECK(to_matrix<float>(lines).rows() == many);
+  CHECK(to_matrix<float>(lines, Layout::Transposed).cols() == many);
+  CHECK(safetensors::encode(ConstRows<float>(nullptr, many, 0), Type::F16).empty());
 }
 
 TEST_CASE("half precision widens exactly, all 65536 values", "[io][safetensors]") {

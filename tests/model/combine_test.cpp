@@ -243,6 +243,10 @@ TEST_CASE("whole models are combined by layer, on the layers that any of them ha
           combine<double>(std::vector<WeightedModelAdapter<double>>{{german, 0.5}, {french, 2}}, {.method = Linear},
                           random);
         }) == "combine: layer k: this method needs adapters of one rank (Cat and Svd do not), got 3 and 1");
+  german.at("k").factors.A(0, 0) = 1e300;
+  CHECK(message_of<NumericalError>([&] {
+          combine<double>(std::vector<WeightedModelAdapter<double>>{{german, 1e20}}, {}, random);
+        }) == "combine: layer k: result A must be finite, got NaN or infinity");
 }
 
 TEST_CASE("combine says what is wrong with its arguments", "[model][combine][errors]") {

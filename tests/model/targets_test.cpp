@@ -275,4 +275,23 @@ TEST_CASE("the longest, deepest and most repetitive patterns that pass return in
   CHECK(message("a{99999999999999999999}") ==
         "plan: pattern must not repeat as often as that, got a{99999999999999999999}");
   CHECK(message(std::string(4001, 'a')) == "plan: pattern must not be longer than 4000 characters, got 4001");
+  CHECK(message("(\x1b[31m\nx").starts_with("plan: pattern must be a regular expression, got (?[31m?x ("));
+  CHECK(message("\x1b\\q").ends_with("groups cannot be referred to, got ?\\q"));
+}
+
+TEST_CASE("patterns that take too much together are refused", "[model][targets][errors]") {
+  const std::string large = "[ab]{999}";  // 9 letters, so that 22 of them pass
+  const auto message = [&](TargetConfig config) {
+    config.targets = {"q_proj"};
+    config.lora.rank = 1;
+    config.unmatched = Unmatched::Report;
+    return message_of<ConfigError>([&] { plan(llama(), config); });
+  };
+  const std::string rule =
+      " must have patterns of at most 200000 letters, counted as often as they repeat, got more by " + large;
+  CHECK(message({.rank_pattern = {22, {large, 1}}}) == "[no error]");
+  CHECK(message({.rank_pattern = {600, {large, 1}}}) == "plan: rank_pattern" + rule);
+  CHECK(message({.alpha_pattern = {600, {large, 1}}}) == "plan: alpha_pattern" + rule);
+  CHECK(message({.modules_to_save = {600, large}}) == "plan: modules_to_save" + rule);
+  CHECK(message({.layers_to_transform = {0}, .layers_pattern = {600, large}}) == "plan: layers_pattern" + rule);
 }

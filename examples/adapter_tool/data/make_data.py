@@ -6,6 +6,7 @@ llama/               model.safetensors (weights in F32, F16 and BF16), config.js
 gpt2/                the same with Conv1D's [in, out] and names as on the hub, without "transformer."
 *_adapter/           PEFT adapters; llama_adapter has patterns of ranks and alphas
 *_merged.safetensors the models with the adapters in them
+gpt2_square/         of gpt2 attn.c_proj alone, whose shape does not tell which way round it lies
 llama_parts/         llama in two files with an index, as transformers saves it; llama_parts_merged/ likewise
 
 Nothing is random. To remake them: pip install safetensors torch
@@ -67,6 +68,22 @@ def make_parts(name: str, model: dict) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
+def make_square() -> None:
+    (HERE / "gpt2_square").mkdir(exist_ok=True)
+    key = "h.0.attn.c_proj.weight"
+    weight = load_file(HERE / "gpt2/model.safetensors")[key]
+    save_file({key: weight}, HERE / "gpt2_square/model.safetensors", {"format": "pt"})
+    merged = load_file(HERE / "gpt2_merged.safetensors")[key]
+    save_file({key: merged}, HERE / "gpt2_square/merged.safetensors", {"format": "pt"})
+    folder = HERE / "gpt2_square/adapter"
+    folder.mkdir(exist_ok=True)
+    factors = load_file(HERE / "gpt2_adapter/adapter_model.safetensors")
+    alone = {name: tensor for name, tensor in factors.items() if ".c_proj." in name}
+    save_file(alone, folder / "adapter_model.safetensors", {"format": "pt"})
+    config = json.loads((HERE / "gpt2_adapter/adapter_config.json").read_text()) | {"target_modules": ["c_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
 def llama() -> None:
     model = {"model.embed_tokens.weight": numbers(1, 10, 12), "model.norm.weight": numbers(2, 1, 12)[0]}
     for layer, dtype in enumerate((torch.float32, torch.bfloat16)):
@@ -114,5 +131,6 @@ def gpt2() -> None:
 if __name__ == "__main__":
     llama()
     gpt2()
+    make_square()
     make_parts("llama_parts", load_file(HERE / "llama/model.safetensors"))
     make_parts("llama_parts_merged", load_file(HERE / "llama_merged.safetensors"))

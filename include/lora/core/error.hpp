@@ -65,6 +65,17 @@ void append(std::string& text, Number number) {
   text.append(digits, std::to_chars(digits, digits + sizeof digits, number).ptr);
 }
 
+/// Text from a file in a message: without control characters, so that no file talks to a terminal.
+struct Printable {
+  std::string_view text;
+};
+inline void append(std::string& text, Printable part) {
+  for (const char letter : part.text) {
+    const bool control = static_cast<unsigned char>(letter) < 0x20 || letter == 0x7F;
+    text += control ? '?' : letter;
+  }
+}
+
 /// A shape, written "3 x 4" in every message; formatted only where a rule is broken.
 struct Shape {
   std::ptrdiff_t rows, cols;

@@ -52,6 +52,7 @@ class EndPattern {
       throw FormatError(place + text.substr(std::min(text.size(), text.find(' ', text.find(' ') + 1))));
     }
   }
+  std::size_t size() const { return regex_ ? regex_->size() : 0; }  ///< of what is compiled
   bool matches(std::string_view name) const {
     if (regex_) return name.size() <= most_name && regex_->matches(name);
     if (name.size() < letters_.size() || (whole_ && name.size() > letters_.size())) return false;
@@ -74,9 +75,15 @@ class EndPattern {
 template <class Value>
 class PatternTable {
  public:
+  /// \throws FormatError  an entry that `EndPattern` refuses; entries that take too much together.
   PatternTable(const peft::Pattern<Value>& entries, const std::string& place) : entries_(entries), place_(place) {
     patterns_.reserve(entries.size());
-    for (const auto& [pattern, value] : entries) patterns_.emplace_back(pattern, place + " " + detail::quoted(pattern));
+    std::size_t size = 0;
+    for (const auto& [pattern, value] : entries) {
+      size += patterns_.emplace_back(pattern, place + " " + detail::quoted(pattern)).size();
+      require<FormatError>(size <= most_patterns, place, " must have patterns of at most ", most_patterns,
+                           " letters, counted as often as they repeat, got more by ", detail::quoted(pattern));
+    }
   }
   Value of(std::string_view name, Value otherwise) const {
     for (std::size_t i = 0; i < patterns_.size(); ++i) {

@@ -201,6 +201,8 @@ class AtomicFile {
   void write(std::string_view text) { write(std::as_bytes(std::span(text))); }
   /// How many bytes so far.
   std::uint64_t written() const { return written_; }
+  /// Whether it has its name; so too after a `commit` that failed to flush the directory and nothing else.
+  bool in_place() const { return renamed_; }
 
   /// The bytes reach the disk, the name stays away: for those who put several files in place at once. Nothing may be
   /// written afterwards.

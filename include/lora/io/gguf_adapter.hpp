@@ -4,7 +4,9 @@
 
 #include <lora/core/error.hpp>
 #include <lora/core/factors.hpp>
+#include <lora/core/finite.hpp>
 #include <lora/core/matrix.hpp>
+#include <lora/core/views.hpp>
 #include <lora/io/gguf.hpp>
 #include <lora/io/gguf_names.hpp>
 #include <lora/io/quantised_blocks.hpp>
@@ -243,7 +245,8 @@ inline std::vector<std::byte> adapter_bytes(const std::vector<AdapterModule>& mo
 /// The adapter in a file of llama.cpp, in the file's order of lora_a, with scale = alpha / r; any type that can be
 /// dequantised. Strict where llama.cpp is lenient: norm weights in the file are refused, it ignores them.
 /// \throws FormatError  not a LoRA adapter, or an activated one; another architecture than `base`; a tensor that is no
-///                      half of a pair for a known module; shapes that do not fit. The message names the tensor.
+///                      half of a pair for a known module; a type that cannot be dequantised; shapes that do not fit;
+///                      NaN or infinity. The message names file and tensor.
 /// \throws ConfigError  q_proj or k_proj of llama without the head count.
 inline std::vector<AdapterModule> read_adapter(const Contents& file, const BaseModel& base) {
   const auto& metadata = file.metadata();
@@ -267,26 +270,34 @@ inline std::vector<AdapterModule> read_adapter(const Contents& file, const BaseM
     const bool is_a = a.name.ends_with(end_of_a), is_b = a.name.ends_with(end_of_b);
     const auto weight = std::string_view(a.name).substr(0, is_a || is_b ? a.name.size() - end_of_a.size() : 0);
     const auto module = module_name(base.architecture, weight);
-    detail::require<FormatError>(module.has_value(), file.file(), ": tensor \"", a.name,
-                                 "\" must be .lora_a or .lora_b of a weight of the ", name(base.architecture),
+    detail::require<FormatError>(module.has_value(), file.file(), ": tensor ", detail::Quoted{a.name},
+                                 " must be .lora_a or .lora_b of a weight of the ", name(base.architecture),
                                  " architecture");
     const std::string other = std::string(weight) + std::string(is_a ? end_of_b : end_of_a);
     const Tensor* b = file.find(other);
-    detail::require<FormatError>(b != nullptr, file.file(), ": tensor \"", a.name,
-                                 "\" must have its other half, got no tensor \"", other, "\"");
+    detail::require<FormatError>(b != nullptr, file.file(), ": tensor ", detail::Quoted{a.name},
+                                 " must have its other half, got no tensor ", detail::Quoted{other});
     if (is_b) continue;  // its a will do, or has done
     for (const Tensor* half : {&a, b}) {
       detail::require<FormatError>(half->ne[2] == 1 && half->ne[3] == 1 && half->elements() > 0, file.file(),
-                                   ": tensor \"", half->name, "\" must be a matrix that is not empty, got ",
+                                   ": tensor ", detail::Quoted{half->name}, " must be a matrix that is not empty, got ",
                                    sizes(*half));
+      detail::require<FormatError>(can_dequantise(half->type), file.file(), ": tensor ", detail::Quoted{half->name},
+                                   " must have a type that can be dequantised, got ", type_name(half->type));
     }
     const Index r = b->ne[0], m = b->ne[1];
-    detail::require<FormatError>(a.ne[1] == r, file.file(), ": tensors \"", a.name, "\" and \"", b->name,
-                                 "\" must share the rank, got ", sizes(a), " and ", sizes(*b));
+    detail::require<FormatError>(a.ne[1] == r, file.file(), ": tensors ", detail::Quoted{a.name}, " and ",
+                                 detail::Quoted{b->name}, " must share the rank, got ", sizes(a), " and ", sizes(*b));
     const Index head_dim = detail::rotary_head_dim<FormatError>(base, *module, m, file.file());
     AdapterModule read{
         *module, {dequantised(a), {}}, alpha == 0 ? 1 : static_cast<double>(alpha) / static_cast<double>(r)};
     const ColMatrix<float> rows = dequantised(*b);  // column i: output i of llama.cpp
+    const auto require_finite = [&](const ColMatrix<float>& numbers, const Tensor& half) {
+      detail::require<FormatError>(all_finite(ConstColumns<float>(numbers)), file.file(), ": tensor ",
+                                   detail::Quoted{half.name}, " must be finite, got NaN or infinity");
+    };
+    require_finite(read.factors.A, a);
+    require_finite(rows, *b);
     read.factors.B.resize(r, m);
     for (Index i = 0; i < m; ++i) {
       read.factors.B.col(head_dim == 0 ? i : detail::rotary_source(i, head_dim)) = rows.col(i);

@@ -64,7 +64,7 @@ inline bool is_utf8(std::string_view text) {
   return true;
 }
 
-/// A text of the file in a message: its start, where it is long.
+/// A text of the file in a message: its start, where it is long, without control characters.
 struct Quoted {
   std::string_view text;
 };
@@ -74,7 +74,7 @@ inline void append(std::string& text, Quoted quoted) {
   const auto continues = [&] { return (static_cast<unsigned char>(quoted.text[shown.size()]) & 0xC0U) == 0x80; };
   while (cut && !shown.empty() && continues()) shown.remove_suffix(1);  // no half characters
   text += '"';
-  text += shown;
+  append(text, Printable{shown});
   text += cut ? "...\"" : "\"";
 }
 
@@ -347,7 +347,8 @@ class Contents {
   /// The tensor of a name. \throws FormatError  there is none.
   const Tensor& tensor(std::string_view name) const {
     const auto* found = find(name);
-    detail::require<FormatError>(found != nullptr, file(), ": tensor \"", name, "\" must exist, got no such tensor");
+    detail::require<FormatError>(found != nullptr, file(), ": tensor ", detail::Quoted{name},
+                                 " must exist, got no such tensor");
     return *found;
   }
 

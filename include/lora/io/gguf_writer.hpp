@@ -79,7 +79,7 @@ class GgufHeader {
   void describe(const gguf::Tensor& tensor, std::uint64_t offset, const std::string& file) {
     const auto* layout = gguf::block_layout(tensor.type);
     const auto require_tensor = [&](bool rule, const auto&... parts) {
-      require<FormatError>(rule, file, ": tensor \"", tensor.name, "\" must ", parts...);
+      require<FormatError>(rule, file, ": tensor ", Quoted{tensor.name}, " must ", parts...);
     };
     require_tensor(layout != nullptr, "have a stored type of ggml, got ", gguf::type_name(tensor.type));
     require_tensor(tensor.dims >= 0 && tensor.dims <= gguf::Tensor::max_dims, "have 0 to 4 dimensions, got ",

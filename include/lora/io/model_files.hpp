@@ -3,6 +3,8 @@
 #pragma once
 
 #include <lora/core/error.hpp>
+#include <lora/core/factors.hpp>
+#include <lora/core/matrix.hpp>
 #include <lora/core/scaling.hpp>
 #include <lora/io/gguf_adapter.hpp>
 #include <lora/io/peft.hpp>
@@ -10,8 +12,35 @@
 #include <lora/model/model_adapter.hpp>
 
 #include <algorithm>
+#include <cstddef>
 #include <utility>
 #include <vector>
+
+namespace lora::detail {
+
+/// The factors at a rank that a layer may have, where that costs nothing: of r > min(n, m) components those go whose
+/// column of A and row of B are zero, the padding of `save_portable`. They do nothing, and as each gradient is a
+/// product with the other factor, they never would. Factors with too many others stay as they are.
+template <Real Scalar>
+Factors<Scalar> without_padding(Factors<Scalar> factors) {
+  const Index most = std::min(factors.in_features(), factors.out_features());
+  if (factors.rank() <= most) return factors;
+  std::vector<Index> kept;
+  for (Index k = 0; k < factors.rank(); ++k) {
+    if ((factors.A.col(k).array() != 0).any() || (factors.B.row(k).array() != 0).any()) kept.push_back(k);
+  }
+  if (kept.empty()) kept.push_back(0);
+  const auto rank = static_cast<Index>(kept.size());
+  if (rank > most) return factors;
+  auto result = Factors<Scalar>::zero(factors.in_features(), factors.out_features(), rank);
+  for (Index k = 0; k < rank; ++k) {
+    result.A.col(k) = factors.A.col(kept[static_cast<std::size_t>(k)]);
+    result.B.row(k) = factors.B.row(kept[static_cast<std::size_t>(k)]);
+  }
+  return result;
+}
+
+}  // namespace lora::detail
 
 namespace lora::peft {
 
@@ -32,15 +61,20 @@ Adapter<Scalar> adapter_of(const ModelAdapter<Scalar>& model, AdapterConfig conf
 }
 
 /// For `AdapterSet::add`, from what `load` gives. Layers keep the file's scales bit for bit; an alpha that is not
-/// positive, which a layer cannot have, becomes r and lives on in the scale.
+/// positive, which a layer cannot have, becomes r and lives on in the scale. Zeros that only fill up a rank above
+/// min(n, m), as `save_portable` writes them beside larger layers, are left out, alpha with them. (PEFT trains such
+/// ranks too; a set refuses them, and `combine` by `Svd` makes them smaller.)
 template <Real Scalar>
 ModelAdapter<Scalar> model_adapter(const Adapter<Scalar>& adapter) {
   ModelAdapter<Scalar> model;
   for (const auto& [name, module] : adapter.modules) {
-    const Index rank = module.factors.rank();
-    const double alpha = module.alpha > 0 ? module.alpha : static_cast<double>(rank);
-    const LoraConfig config{rank, alpha, adapter.config.scaling, adapter.config.lora_dropout};
-    model.emplace(name, AdapterState<Scalar>{config, module.scale, module.factors, module.initial});
+    const Scaling scaling = adapter.config.scaling;
+    auto factors = module.initial.rank() == 0 ? detail::without_padding(module.factors) : module.factors;
+    const Index before = module.factors.rank(), rank = factors.rank();
+    double alpha = module.alpha > 0 ? module.alpha : static_cast<double>(before);
+    if (rank != before) alpha *= detail::divisor(rank, scaling) / detail::divisor(before, scaling);
+    const LoraConfig config{rank, alpha, scaling, adapter.config.lora_dropout};
+    model.emplace(name, AdapterState<Scalar>{config, module.scale, std::move(factors), module.initial});
   }
   return model;
 }
@@ -57,13 +91,14 @@ inline std::vector<AdapterModule> modules_of(const ModelAdapter<float>& model) {
 }
 
 /// For `AdapterSet::add`, from what `load_adapter` gives: alpha = s r, or r at a scale that is not positive, which then
-/// lives on in `scale` alone. \throws ConfigError  a module twice.
+/// lives on in `scale` alone. Zeros beyond min(n, m) are left out as above. \throws ConfigError  a module twice.
 inline ModelAdapter<float> model_adapter(const std::vector<AdapterModule>& modules) {
   ModelAdapter<float> model;
-  for (const auto& [name, factors, scale] : modules) {
+  for (const auto& [name, stored, scale] : modules) {
+    auto factors = detail::without_padding(stored);
     const auto rank = static_cast<double>(factors.rank());
     const LoraConfig config{.rank = factors.rank(), .alpha = scale > 0 ? scale * rank : rank};
-    const bool is_new = model.emplace(name, AdapterState<float>{config, scale, factors, {}}).second;
+    const bool is_new = model.emplace(name, AdapterState<float>{config, scale, std::move(factors), {}}).second;
     detail::require<ConfigError>(is_new, "gguf::model_adapter: a module must stand once, got a second ", name);
   }
   return model;

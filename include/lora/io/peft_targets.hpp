@@ -2,18 +2,20 @@
 // Which layers of a model PEFT adapts by an adapter_config.json, and at which ranks and alphas: for `plan`.
 #pragma once
 
+#include <lora/core/error.hpp>
 #include <lora/core/matrix.hpp>
 #include <lora/io/config_json.hpp>
 #include <lora/io/peft_config.hpp>
+#include <lora/io/safetensors_header.hpp>
 #include <lora/model/targets.hpp>
 
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <cstdint>
-#include <iterator>
 #include <limits>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -30,7 +32,8 @@ inline std::vector<nlohmann::json> config_entries(const std::optional<nlohmann::
 
 /// PEFT's word for every linear layer but the head, in any case of letters.
 inline bool is_all_linear(std::string_view pattern) {
-  return std::equal(pattern.begin(), pattern.end(), std::begin("all-linear"), std::end("all-linear") - 1,
+  constexpr std::string_view word = "all-linear";
+  return std::equal(pattern.begin(), pattern.end(), word.begin(), word.end(),
                     [](char a, char b) { return (a >= 'A' && a <= 'Z' ? a - 'A' + 'a' : a) == b; });
 }
 
@@ -86,3 +89,50 @@ inline TargetConfig targets(const AdapterConfig& config, const std::string& wher
 }
 
 }  // namespace lora::peft
+
+namespace lora::detail {
+
+/// Whether the config keeps out modules that its targets name.
+inline bool has_exceptions(const peft::AdapterConfig& config) {
+  for (const char* key : {"exclude_modules", "layers_to_transform", "layers_pattern"}) {
+    const auto position = config.other.find(key);
+    if (position == config.other.end() || position->is_null()) continue;
+    if (!config_entries(*position).empty()) return true;
+  }
+  return false;
+}
+
+/// PEFT ignores factors of a module that is no target, without a word: so none may be written.
+/// \throws FormatError  a module, a key of `modules`, that the config does not adapt; targets that `plan` cannot read.
+template <class Modules>
+void require_targeted(const peft::AdapterConfig& config, const Modules& modules) {
+  if (config.target_pattern.empty() && !has_exceptions(config)) {  // as usual; names of any kind
+    for (const auto& item : modules) {
+      const std::string& name = item.first;
+      const bool named = std::any_of(config.target_modules.begin(), config.target_modules.end(),
+                                     [&](const auto& entry) { return is_named(name, entry); });
+      require<FormatError>(named, "peft::save: target_modules must name the module ", detail::quoted(name),
+                           ", got none that does");
+    }
+    return;
+  }
+  auto rules = peft::targets(config, "peft::save");
+  rules.lora = {.rank = 1, .alpha = 1};  // not what is asked here, and valid for any layer
+  rules.rank_pattern.clear();
+  rules.alpha_pattern.clear();
+  rules.unmatched = Unmatched::Report;
+  std::vector<ModuleShape> shapes;
+  for (const auto& item : modules) shapes.push_back({item.first, 1, 1});
+  std::set<std::string> adapted;
+  try {
+    for (const auto& layer : plan(shapes, rules).layers) adapted.insert(layer.name);
+  } catch (const ConfigError& error) {
+    throw FormatError(std::string("peft::save: ") + error.what());
+  }
+  for (const auto& shape : shapes) {
+    require<FormatError>(adapted.count(shape.name) == 1, "peft::save: targets and exceptions must let in the module ",
+                         detail::quoted(shape.name), ", got a config that leaves it out");
+  }
+}
+
+}  // namespace lora::detail

@@ -167,13 +167,16 @@ inline void dequantise(Type type, std::span<const std::byte> bytes, std::span<fl
 /// One row alone, the ne[0] numbers that lie together: blocks never run over its end. Costs that row's share of the
 /// whole, as for the embedding of one token.
 /// \throws FormatError  a type that is not of the list above.
-/// \throws ShapeError   `row` not in [0, ne[1] ne[2] ne[3]); `numbers` not ne[0].
+/// \throws ShapeError   `row` not in [0, ne[1] ne[2] ne[3]), of which there is none where ne[0] = 0; `numbers` not
+/// ne[0].
 inline void dequantise_row(const Tensor& tensor, Index row, std::span<float> numbers) {
-  const Index rows = tensor.ne[1] * tensor.ne[2] * tensor.ne[3];
-  detail::require<ShapeError>(row >= 0 && row < rows, "dequantise_row: row of tensor \"", tensor.name,
-                              "\" must lie in [0, ", rows, "), got ", row);
-  detail::require<ShapeError>(std::ssize(numbers) == tensor.ne[0], "dequantise_row: row of tensor \"", tensor.name,
-                              "\" must have ", tensor.ne[0], " numbers, got room for ", numbers.size());
+  // A file bounds the product of all sizes: with ne[0] = 0 it says nothing of the others'.
+  const Index rows = tensor.ne[0] == 0 ? 0 : tensor.ne[1] * tensor.ne[2] * tensor.ne[3];
+  detail::require<ShapeError>(row >= 0 && row < rows, "dequantise_row: row of tensor \"",
+                              detail::Printable{tensor.name}, "\" must lie in [0, ", rows, "), got ", row);
+  detail::require<ShapeError>(std::ssize(numbers) == tensor.ne[0], "dequantise_row: row of tensor \"",
+                              detail::Printable{tensor.name}, "\" must have ", tensor.ne[0], " numbers, got room for ",
+                              numbers.size());
   const std::size_t bytes = tensor.bytes.size() / static_cast<std::size_t>(rows);
   dequantise(tensor.type, tensor.bytes.subspan(static_cast<std::size_t>(row) * bytes, bytes), numbers);
 }
@@ -182,9 +185,9 @@ inline void dequantise_row(const Tensor& tensor, Index row, std::span<float> num
 /// \throws FormatError  more than two dimensions, or a type that is not of the list above; names the tensor.
 /// \note As it stands: the outputs of llama's attn_q and attn_k are in llama.cpp's order, see `rotary_source`.
 inline ColMatrix<float> dequantised(const Tensor& tensor) {
-  detail::require<FormatError>(tensor.ne[2] == 1 && tensor.ne[3] == 1, "dequantised: tensor \"", tensor.name,
-                               "\" must be a matrix, got ", sizes(tensor));
-  detail::require<FormatError>(can_dequantise(tensor.type), "dequantised: tensor \"", tensor.name,
+  detail::require<FormatError>(tensor.ne[2] == 1 && tensor.ne[3] == 1, "dequantised: tensor \"",
+                               detail::Printable{tensor.name}, "\" must be a matrix, got ", sizes(tensor));
+  detail::require<FormatError>(can_dequantise(tensor.type), "dequantised: tensor \"", detail::Printable{tensor.name},
                                "\" must have a type that can be dequantised, got ", type_name(tensor.type));
   ColMatrix<float> weight(tensor.ne[0], tensor.ne[1]);
   dequantise(tensor.type, tensor.bytes, {weight.data(), static_cast<std::size_t>(weight.size())});

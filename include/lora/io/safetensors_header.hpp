@@ -85,10 +85,7 @@ namespace lora::detail {
 inline std::string quoted(std::string_view name) {
   constexpr std::size_t most = 200;
   std::string text = "\"";
-  text += name.substr(0, most);
-  for (char& letter : text) {
-    if (static_cast<unsigned char>(letter) < 0x20 || letter == 0x7F) letter = '?';
-  }
+  append(text, Printable{name.substr(0, most)});
   return text + (name.size() > most ? "...\"" : "\"");
 }
 

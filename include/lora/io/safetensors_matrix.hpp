@@ -34,6 +34,11 @@ enum class Layout {
 template <Real Scalar>
 inline constexpr Type type_of = sizeof(Scalar) == 4 ? Type::F32 : Type::F64;
 
+/// F64, F32, F16, BF16: the types that weights and factors are stored in.
+constexpr bool is_floating(Type type) {
+  return type == Type::F64 || type == Type::F32 || type == Type::F16 || type == Type::BF16;
+}
+
 }  // namespace lora::safetensors
 
 namespace lora::detail {
@@ -133,6 +138,7 @@ Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Order> to_matrix(
   detail::visit_number(tensor.type, where, [&](auto kind) {
     using Stored = decltype(kind);
     matrix.resize(turned ? length : lines, turned ? lines : length);
+    if (matrix.size() == 0) return;  // lines without numbers may be more than anyone can count
     Scalar* to = matrix.data();
     if (in_sequence) {
       for (Index i = 0; i < matrix.size(); ++i) {
@@ -211,12 +217,12 @@ Tensor as_tensor(const Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Ord
 template <class Element, int Order>
 std::vector<std::byte> encode(const View<Element, Order>& matrix, Type type, Layout layout = Layout::AsStored,
                               std::string_view where = "safetensors::encode") {
-  detail::require<FormatError>(type == Type::F64 || type == Type::F32 || type == Type::F16 || type == Type::BF16, where,
-                               ": type must be F64, F32, F16 or BF16, got ", type_name(type));
+  detail::require<FormatError>(is_floating(type), where, ": type must be F64, F32, F16 or BF16, got ", type_name(type));
   const bool turned = layout == Layout::Transposed;
   const Index lines = turned ? matrix.cols() : matrix.rows(), length = turned ? matrix.rows() : matrix.cols();
   std::vector<std::byte> bytes(static_cast<std::size_t>(matrix.size()) * bits(type) / 8);
   std::byte* to = bytes.data();
+  if (bytes.empty()) return bytes;
   detail::visit_number(type, where, [&](auto kind) {
     using Stored = decltype(kind);
     if constexpr (std::is_floating_point_v<Stored> || std::is_class_v<Stored>) {

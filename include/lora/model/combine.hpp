@@ -261,6 +261,8 @@ ModelAdapter<Scalar> combine(const std::vector<WeightedModelAdapter<Scalar>>& ad
       throw ConfigError("combine: layer " + name + std::string(error.what()).substr(7));  // after its "combine"
     } catch (const ShapeError& error) {
       throw ShapeError("combine: layer " + name + std::string(error.what()).substr(7));
+    } catch (const NumericalError& error) {
+      throw NumericalError("combine: layer " + name + std::string(error.what()).substr(7));
     }
   }
   return result;

@@ -13,14 +13,16 @@
 
 namespace lora::detail {
 
-inline constexpr std::size_t most_name = 500, most_pattern = 4000, most_depth = 50, most_repeats = 10'000;
+inline constexpr std::size_t most_name = 500, most_pattern = 4000, most_depth = 50, most_repeats = 10'000,
+                             most_patterns = 200'000;  // in all patterns of a list, each its length times its repeats
 
 /// Refuses what std::regex (ECMAScript) would read in another way than Python, or at a price without bound.
 class PatternRules {
  public:
   PatternRules(std::string_view pattern, std::string_view field) : pattern_(pattern), field_(field) {}
 
-  void check() const {
+  /// The size of what is compiled, in letters: its length times its repeats.
+  std::size_t check() const {
     require<ConfigError>(pattern_.size() <= most_pattern, "plan: ", field_, " must not be longer than ", most_pattern,
                          " characters, got ", pattern_.size());
     bool in_class = false;
@@ -67,11 +69,12 @@ class PatternRules {
         --depth;
       }
     }
+    return repeats * pattern_.size();
   }
 
  private:
   void refuse_unless(bool rule, std::string_view what) const {
-    require<ConfigError>(rule, "plan: ", field_, " must not ", what, ", got ", pattern_);
+    require<ConfigError>(rule, "plan: ", field_, " must not ", what, ", got ", Printable{pattern_});
   }
   /// The largest number up to the next brace, as far as it matters.
   std::size_t largest_count(std::size_t i) const {
@@ -95,7 +98,7 @@ class NamePattern {
  public:
   /// \throws ConfigError  the pattern is broken, or not common to both dialects; `field` names where it stands.
   NamePattern(std::string_view before, std::string_view pattern, std::string_view after, std::string_view field) {
-    PatternRules(pattern, field).check();
+    size_ = PatternRules(pattern, field).check();
     auto flags = std::regex_constants::ECMAScript;
 #ifdef __GLIBCXX__
     flags |= std::regex_constants::__polynomial;  // no backtracking: time grows with name times pattern
@@ -105,13 +108,15 @@ class NamePattern {
       regex_.assign(std::string(pattern), flags);  // alone, so that its groups are balanced
       regex_.assign(std::string(before).append("(?:").append(pattern).append(")").append(after), flags);
     } catch (const std::regex_error& error) {
-      throw ConfigError("plan: " + std::string(field) + " must be a regular expression, got " + std::string(pattern) +
-                        " (" + error.what() + ")");
+      throw ConfigError(
+          joined("plan: ", field, " must be a regular expression, got ", Printable{pattern}, " (", error.what(), ")"));
     }
   }
   bool matches(std::string_view name) const { return std::regex_match(name.begin(), name.end(), regex_); }
+  std::size_t size() const { return size_; }  ///< its length times its repeats, which its memory grows with
 
  private:
+  std::size_t size_ = 0;
   std::basic_regex<Character> regex_;
 };
 

@@ -48,7 +48,8 @@ enum class Unmatched {
 /// \note std::regex in its ECMAScript dialect stands for Python's `re`. What both know and read differently is refused:
 /// references to groups, \A and \Z, POSIX classes, classes that begin with ], quantifiers behind quantifiers. So is
 /// what only Python knows: named groups, look-behind, inline flags. Letters and digits are ASCII's, a name is bytes,
-/// and `.` is one of them. Bounds: names 500 bytes, patterns 4000, groups 50 deep, length times repeat counts 10,000.
+/// and `.` is one of them. Bounds: names 500 bytes, patterns 4000, groups 50 deep, length times repeat counts 10,000,
+/// and 200,000 for all patterns of a field.
 struct TargetConfig {
   std::vector<std::string> targets{};  ///< names; or
   std::string pattern{};               ///< a pattern, or "all-linear": every module (exclude the head of the model)
@@ -139,14 +140,13 @@ class Planner {
 
     if (pattern && !all_linear()) targets_.emplace("", config.pattern, "", "pattern");
     if (!config.exclude_pattern.empty()) exclude_.emplace("", config.exclude_pattern, "", "exclude_pattern");
-    for (const auto& entry : config.modules_to_save) {
-      saved_.emplace_back("(?:.*\\.)?", entry, "(?:\\..*)?", "modules_to_save");
-    }
-    for (const auto& entry : config.layers_pattern) layers_.emplace_back("", entry, "", "layers_pattern");
-    for (const auto& entry : config.rank_pattern) ranks_.emplace_back("(?:.*\\.)?", entry.first, "", "rank_pattern");
-    for (const auto& entry : config.alpha_pattern) {
-      alphas_.emplace_back("(?:.*\\.)?", entry.first, "", "alpha_pattern");
-    }
+    const std::string_view from_dot = "(?:.*\\.)?", to_dot = "(?:\\..*)?";
+    const auto text = [](const std::string& entry) { return entry; };
+    const auto first = [](const auto& entry) { return entry.first; };
+    compile(saved_, from_dot, config.modules_to_save, text, to_dot, "modules_to_save");
+    compile(layers_, "", config.layers_pattern, text, "", "layers_pattern");
+    compile(ranks_, from_dot, config.rank_pattern, first, "", "rank_pattern");
+    compile(alphas_, from_dot, config.alpha_pattern, first, "", "alpha_pattern");
   }
 
   void visit(const ModuleShape& module) {
@@ -161,8 +161,7 @@ class Planner {
                         " must be at least 1 x 1, got ", Shape{module.in_features, module.out_features});
     if (excluded(name) || !targeted(name)) return;
     AdaptedLayer layer{name, module.in_features, module.out_features, config_.lora};
-    const auto first = [&](const std::vector<NamePattern<Character>>& patterns, const char* field, const auto& entries,
-                           auto& value) {
+    const auto first = [&](const Patterns& patterns, const char* field, const auto& entries, auto& value) {
       for (std::size_t i = 0; i < patterns.size(); ++i) {
         if (!patterns[i].matches(name)) continue;
         note(field, i, name);
@@ -179,12 +178,26 @@ class Planner {
   TargetPlan finish() {
     for (const auto& match : plan_.matches) {
       require<ConfigError>(match.count() > 0 || config_.unmatched == Unmatched::Report,
-                           "plan: every entry must match a module, got none for ", match.field, " ", match.pattern);
+                           "plan: every entry must match a module, got none for ", match.field, " ",
+                           Printable{match.pattern});
     }
     return std::move(plan_);
   }
 
  private:
+  using Patterns = std::vector<NamePattern<Character>>;
+
+  /// The patterns of a field, `text` of each of its entries, as long as they do not take too much together.
+  template <class Entries, class Text>
+  void compile(Patterns& patterns, std::string_view before, const Entries& entries, const Text& text,
+               std::string_view after, std::string_view field) {
+    std::size_t size = 0;
+    for (const auto& entry : entries) {
+      size += patterns.emplace_back(before, text(entry), after, field).size();
+      require<ConfigError>(size <= most_patterns, "plan: ", field, " must have patterns of at most ", most_patterns,
+                           " letters, counted as often as they repeat, got more by ", Printable{text(entry)});
+    }
+  }
   void add(const char* field, const std::string& pattern) {
     require<ConfigError>(!pattern.empty(), "plan: an entry must not be empty, got an empty one in ", field);
     plan_.matches.push_back({field, pattern, {}});
@@ -257,7 +270,7 @@ class Planner {
 
   const TargetConfig& config_;
   std::optional<NamePattern<Character>> targets_, exclude_;
-  std::vector<NamePattern<Character>> saved_, layers_, ranks_, alphas_;
+  Patterns saved_, layers_, ranks_, alphas_;
   std::set<std::string> names_;
   TargetPlan plan_;
 };
