@@ -50,7 +50,7 @@ struct ExtractOptions {
   double energy = 1;   ///< 1: none given
   std::vector<std::string> targets;
   std::string prefix, type = "f32";
-  bool fan_in_fan_out = false;
+  bool fan_in_fan_out = false, not_fan_in_fan_out = false;
 };
 struct DiffOptions {
   std::filesystem::path left, right;

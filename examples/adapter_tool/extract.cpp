@@ -75,15 +75,16 @@ class Targets {
   std::vector<bool> met_;
 };
 
-/// Whether the weight is [n, m] in the file. A GPT-2's block tells; a name that is not of one is what the option says.
-bool lies_by_inputs(const std::string& module, const Tensor& weight, const File& model, bool option) {
+/// Whether the weight is [n, m] in the file. A GPT-2's block tells; a name that is not of one is what the options say.
+bool lies_by_inputs(const std::string& module, const Tensor& weight, const File& model, const ExtractOptions& options) {
+  const bool option = options.fan_in_fan_out;
   const auto found = stored_by_inputs(
       module, option, [&](const std::string& name) { return model.find(name + std::string(Weights::suffix)); });
-  if (found || option) return found.value_or(option);
+  if (found || option || options.not_fan_in_fan_out) return found.value_or(option);
   throw lora::FormatError(model.name() + ": the " + (weight.shape[0] == weight.shape[1] ? "square " : "") +
                           "weight of " + shown(module) +
                           " must be [in, out] or [out, in]: its name is one of GPT-2's Conv1D, and no other weight of "
-                          "its block tells; give --fan-in-fan-out if the model is a GPT-2");
+                          "its block tells; give --fan-in-fan-out if the model is a GPT-2, --no-fan-in-fan-out if not");
 }
 
 lora::ColMatrix<float> weight_of(const Tensor& tensor, bool by_inputs, const std::string& where) {
@@ -121,7 +122,7 @@ Status extract(const ExtractOptions& options) {
       continue;
     }
     const std::string place = ": tensor " + lora::detail::quoted(name);
-    const bool by_inputs = lies_by_inputs(module, tensor, before, options.fan_in_fan_out);
+    const bool by_inputs = lies_by_inputs(module, tensor, before, options);
     any_by_inputs = any_by_inputs || by_inputs;
     const auto W0 = weight_of(tensor, by_inputs, before.name() + place);
     const auto W1 = weight_of(other, by_inputs, after.name() + place);

@@ -91,6 +91,8 @@ void define(CLI::App& app, Commands& all, std::function<Status()>& run) {
   command->add_option("--prefix", all.extract.prefix,
                       "before the names of layers, where the files leave it out (transformer. for GPT-2's)");
   command->add_flag("--fan-in-fan-out", all.extract.fan_in_fan_out, "the files keep [in, out] (GPT-2's Conv1D)");
+  command->add_flag("--no-fan-in-fan-out", all.extract.not_fan_in_fan_out, "they do not, whatever the names say")
+      ->excludes("--fan-in-fan-out");
   add_type(*command, all.extract.type);
 
   command = add("diff", "whether two adapters compute the same", all.diff, diff);

@@ -247,6 +247,9 @@ TEST_CASE("whole models are combined by layer, on the layers that any of them ha
   CHECK(message_of<NumericalError>([&] {
           combine<double>(std::vector<WeightedModelAdapter<double>>{{german, 1e20}}, {}, random);
         }) == "combine: layer k: result A must be finite, got NaN or infinity");
+  CHECK(message_of<NumericalError>([&] {
+          combine<double>(std::vector<WeightedModelAdapter<double>>{{german, 1e20}}, {.method = Svd}, random);
+        }) == "combine: layer k: truncated_svd: the operator's products must be finite, got NaN or infinity");
 }
 
 TEST_CASE("combine says what is wrong with its arguments", "[model][combine][errors]") {

@@ -149,7 +149,7 @@ inline void publish(const std::filesystem::path& folder, const std::string& conf
   std::optional<io::AtomicFile> old_config;
   std::error_code no_file;
   if (std::filesystem::exists(config_path, no_file)) {
-    const auto old = io::read_file(config_path);
+    const auto old = io::read_file(config_path, peft::longest_config);
     const auto text = std::as_bytes(std::span(config));
     if (std::equal(old.begin(), old.end(), text.begin(), text.end())) return tensor_file.commit();
     old_config.emplace(config_path);

@@ -23,6 +23,7 @@
 #include <map>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -254,15 +255,20 @@ ModelAdapter<Scalar> combine(const std::vector<WeightedModelAdapter<Scalar>>& ad
   }
   detail::require<ConfigError>(!by_layer.empty(), "combine: needs at least one adapter with a layer, got none");
   ModelAdapter<Scalar> result;
+  const auto of_layer = [](const std::string& name, const Error& error) {
+    constexpr std::string_view own = "combine";
+    const std::string what = error.what();
+    return "combine: layer " + name + (what.starts_with(own) ? what.substr(own.size()) : ": " + what);
+  };
   for (const auto& [name, parts] : by_layer) {
     try {
       result.emplace(name, combine(parts, config, random));
     } catch (const ConfigError& error) {
-      throw ConfigError("combine: layer " + name + std::string(error.what()).substr(7));  // after its "combine"
+      throw ConfigError(of_layer(name, error));
     } catch (const ShapeError& error) {
-      throw ShapeError("combine: layer " + name + std::string(error.what()).substr(7));
+      throw ShapeError(of_layer(name, error));
     } catch (const NumericalError& error) {
-      throw NumericalError("combine: layer " + name + std::string(error.what()).substr(7));
+      throw NumericalError(of_layer(name, error));
     }
   }
   return result;
