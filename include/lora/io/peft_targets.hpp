@@ -25,7 +25,7 @@ namespace lora::detail {
 
 /// One value, or each of a list; none of null, and none of "", as PEFT reads it.
 inline std::vector<nlohmann::json> config_entries(const std::optional<nlohmann::json>& value) {
-  if (!value || *value == "") return {};
+  if (!value || *value == nlohmann::json(std::string())) return {};
   if (!value->is_array()) return {*value};
   return {value->begin(), value->end()};
 }
@@ -55,7 +55,8 @@ inline TargetConfig targets(const AdapterConfig& config, const std::string& wher
   const auto texts = [&](const char* key, const std::optional<nlohmann::json>& value) {
     std::vector<std::string> result;
     for (const auto& entry : detail::config_entries(value)) {
-      reader.check(entry.is_string(), key, " must be strings or a string, got ", reader.shown(std::optional(entry)));
+      reader.check(entry.is_string(), key, " must be strings or a string, got ",
+                   detail::ConfigReader::shown(std::optional(entry)));
       result.push_back(entry.get<std::string>());
     }
     return result;
@@ -78,7 +79,7 @@ inline TargetConfig targets(const AdapterConfig& config, const std::string& wher
   for (const auto& number : detail::config_entries(reader.take("layers_to_transform"))) {
     constexpr std::uint64_t most = std::numeric_limits<std::int32_t>::max();
     reader.check(number.is_number_unsigned() && number.get<std::uint64_t>() <= most, "layers_to_transform",
-                 " must be whole numbers or one, got ", reader.shown(std::optional(number)));
+                 " must be whole numbers or one, got ", detail::ConfigReader::shown(std::optional(number)));
     result.layers_to_transform.push_back(number.get<Index>());
   }
   result.layers_pattern = texts("layers_pattern", reader.take("layers_pattern"));
@@ -122,6 +123,7 @@ void require_targeted(const peft::AdapterConfig& config, const Modules& modules)
   rules.alpha_pattern.clear();
   rules.unmatched = Unmatched::Report;
   std::vector<ModuleShape> shapes;
+  shapes.reserve(modules.size());
   for (const auto& item : modules) shapes.push_back({item.first, 1, 1});
   std::set<std::string> adapted;
   try {
